@@ -1,0 +1,54 @@
+"""Measures of how strongly a model prefers the answer to the foil."""
+
+import torch
+
+MIN_DIFFERENCE = 0.05
+
+
+def logit_diff(logits: torch.Tensor, answers: torch.Tensor, foils: torch.Tensor) -> torch.Tensor:
+    """Logit of the answer minus logit of the foil, for each prompt.
+
+    The softmax turns it into log(probability of answer / probability of foil), since what
+    all logits share cancels. Used for this task by Wang et al. 2022, arXiv:2211.00593.
+
+    Args:
+        logits: at the last position, `[pair, vocabulary]`.
+        answers: token ids, `[pair]`.
+        foils: token ids, `[pair]`.
+
+    Returns:
+        One difference per prompt, `[pair]`, in logits (natural-log units).
+
+    """
+    rows = torch.arange(len(logits), device=logits.device)
+    return logits[rows, answers.to(logits.device)] - logits[rows, foils.to(logits.device)]
+
+
+def recovered(patched: torch.Tensor, clean: torch.Tensor, corrupted: torch.Tensor) -> torch.Tensor:
+    """Place a patched run between the corrupted run, 0, and the clean run, 1.
+
+    Values outside 0 to 1 are possible: a patch can overshoot or do harm.
+
+    Args:
+        patched: the metric of the patched runs, broadcastable with the others.
+        clean: the metric of the clean runs, `[pair]`.
+        corrupted: the metric of the corrupted runs, `[pair]`.
+
+    Raises:
+        ValueError: a value is not finite, or clean and corrupted are closer than
+            `MIN_DIFFERENCE`, so that the scale would blow up noise.
+
+    """
+    clean, corrupted, patched = (torch.as_tensor(x) for x in (clean, corrupted, patched))
+    for name, values in (("patched", patched), ("clean", clean), ("corrupted", corrupted)):
+        if not values.isfinite().all():
+            raise ValueError(f"The metric of a {name} run is not a finite number: {values}.")
+    difference = clean - corrupted
+    if (difference.abs() < MIN_DIFFERENCE).any():
+        pair = int(difference.abs().argmin())
+        raise ValueError(
+            f"For pair {pair} the clean and corrupted runs differ by only "
+            f"{difference.flatten()[pair]:.4f}, less than {MIN_DIFFERENCE}: dividing by it would "
+            "blow up noise. Leave the pair out, or use normalize=False to see the raw metric."
+        )
+    return (patched - corrupted) / difference

@@ -1,0 +1,124 @@
+"""Load the model that the course works on."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+import transformers
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from nnsight import TransformersModel
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+DEFAULT_MODEL = "ioi-mini"
+GPT2_REPOSITORY = "openai-community/gpt2"
+GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+MODEL_FILES = ["*.json", "*.txt", "*.safetensors"]
+HUB_TIMEOUT_SECONDS = 3
+CHECKSUMS = "SHA256SUMS"
+
+transformers.utils.logging.disable_progress_bar()
+
+
+def load_model(name: str | None = None, *, device: str | None = None) -> TransformersModel:
+    """Load a language model for tracing, in evaluation mode and in float32.
+
+    Args:
+        name: `"ioi-mini"` (ships with the course), `"gpt2"` (GPT-2 small), any repository
+            name on the Hugging Face hub, or a folder. Without a name, the environment
+            variable `COURSE_MODEL` decides, and without that, `"ioi-mini"`.
+        device: where the weights go, such as `"cpu"` or `"cuda"`. Without one: CUDA if it
+            is there, else Apple's MPS, else the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or the shipped files are incomplete.
+        ConnectionError: the hub cannot be reached and its cache does not hold the model.
+        ValueError: the shipped files are damaged, or the model is not laid out like GPT-2.
+
+    """
+    name = name or os.environ.get("COURSE_MODEL") or DEFAULT_MODEL
+    model = TransformersModel(
+        str(find_model(name)),
+        task="text-generation",
+        device_map=None,
+        device=device or best_device(),
+        dtype=torch.float32,
+        dispatch=True,
+    )
+    check_layout(model, name)
+    model.eval()
+    return model
+
+
+def best_device() -> str:
+    """Name the fastest device that this machine has: `"cuda"`, `"mps"` or `"cpu"`."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def find_model(name: str) -> Path:
+    """Find the folder of a model, downloading it if it is on the hub and not in the cache."""
+    if name == "ioi-mini":
+        check_shipped_files(DATA / "ioi-mini")
+        return DATA / "ioi-mini"
+    if Path(name).is_dir():
+        return Path(name)
+    if name == "gpt2":
+        return fetch_from_hub(GPT2_REPOSITORY, GPT2_REVISION)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise FileNotFoundError(f"There is no folder {name!r} to load a model from.")
+    return fetch_from_hub(name)
+
+
+def fetch_from_hub(repository: str, revision: str | None = None) -> Path:
+    """Return the folder of a hub model: from the cache if it is there, else downloaded."""
+    download = {"revision": revision, "allow_patterns": MODEL_FILES}
+    try:
+        return Path(snapshot_download(repository, local_files_only=True, **download))
+    except LocalEntryNotFoundError:
+        check_hub(repository, revision)
+    return Path(snapshot_download(repository, **download))
+
+
+def check_hub(repository: str, revision: str | None) -> None:
+    """Ask the hub once, briefly, for a model; otherwise a download takes long to fail."""
+    try:
+        HfApi().model_info(repository, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
+    except Exception as error:
+        raise ConnectionError(
+            f"{repository!r} is not in this machine's cache and could not be had from the "
+            f"Hugging Face hub ({type(error).__name__}): go online and check the name, or use "
+            'load_model("ioi-mini"), which ships with the course.'
+        ) from error
+
+
+def check_shipped_files(folder: Path) -> None:
+    """Compare a shipped model's files with the sha256 sums committed beside them.
+
+    safetensors notices a truncated file but loads one with a flipped bit, and a missing
+    `config.json` is taken for GPT-2 small's, so nothing is loaded before this has passed.
+    """
+    for line in (folder / CHECKSUMS).read_text().splitlines():
+        expected, file = line.split()
+        path = folder / file
+        remedy = f"restore it with `git checkout -- data/{folder.name}`, or clone the course again."
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: {remedy}")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+            raise ValueError(f"{path} is not the file that ships with the course: {remedy}")
+
+
+def check_layout(model: TransformersModel, name: str) -> None:
+    """Raise a `ValueError` unless the model names its parts as GPT-2 does."""
+    blocks = getattr(getattr(model, "transformer", None), "h", None)
+    has_parts = blocks is not None and all(
+        hasattr(blocks[0], part) for part in ("ln_1", "attn", "ln_2", "mlp")
+    )
+    if not (has_parts and hasattr(blocks[0].attn, "c_proj") and hasattr(model, "lm_head")):
+        raise ValueError(
+            f"{name!r} is a {model.config.architectures}, and the course needs a model laid out "
+            "like GPT-2 (transformer.h with attn and mlp, then lm_head): use "
+            'load_model("ioi-mini") or load_model("gpt2").'
+        )

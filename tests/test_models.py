@@ -1,0 +1,141 @@
+"""Loading models: what is loaded, where from, and what is said when it cannot be."""
+
+import shutil
+import time
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from helpers import models
+from helpers.models import DATA, check_shipped_files, load_model
+
+PROMPT = "After John and Mary went to the store, Mary gave a bottle of milk to"
+
+
+def test_ships_and_loads_from_the_folder_alone(model):
+    folder = DATA / "ioi-mini"
+    network = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert type(network).__name__ == "GPT2LMHeadModel"
+    ids = tokenizer(PROMPT, return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = network(ids).logits
+    with torch.no_grad(), model.trace(PROMPT):
+        logits = model.lm_head.output.save()
+    assert torch.allclose(logits, expected, atol=1e-5)
+    assert tokenizer.decode(expected[0, -1].argmax()) == " John"
+
+
+def test_is_ready_to_be_traced(model):
+    parameters = list(model.parameters())
+    assert not model.training
+    assert {p.dtype for p in parameters} == {torch.float32}
+    assert {p.device.type for p in parameters} == {"cpu"}
+
+
+def test_folder_is_small():
+    assert sum(file.stat().st_size for file in (DATA / "ioi-mini").iterdir()) < 12_000_000
+
+
+def test_environment_changes_the_default(monkeypatch, random_folder):
+    assert load_model().config.n_layer == 6
+    monkeypatch.setenv("COURSE_MODEL", str(random_folder))
+    assert load_model().config.n_layer == 3
+    assert load_model("ioi-mini").config.n_layer == 6
+
+
+def test_best_device_prefers_cuda_then_mps(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert models.best_device() == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert models.best_device() == "mps"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert models.best_device() == "cpu"
+
+
+def test_no_such_folder():
+    for name in ("./no-such-folder", "/no/such/folder", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match="no folder"):
+            load_model(name)
+
+
+def test_without_network_and_cache_it_says_what_to_do(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
+    started = time.perf_counter()
+    with pytest.raises(ConnectionError, match=r'go online.*load_model\("ioi-mini"\)'):
+        load_model("nobody/no-such-model")
+    assert time.perf_counter() - started < 3
+
+
+def test_gpt2_is_found_in_the_cache_at_its_pinned_revision(monkeypatch, random_folder):
+    asked = []
+
+    def cached(repository, **options):
+        asked.append((repository, options))
+        return str(random_folder)
+
+    monkeypatch.setattr(models, "snapshot_download", cached)
+    assert load_model("gpt2").config.n_layer == 3
+    [(repository, options)] = asked
+    assert repository == "openai-community/gpt2"
+    assert options["local_files_only"]
+    assert len(options["revision"]) == 40
+    assert "*.safetensors" in options["allow_patterns"]
+    assert not any("bin" in pattern for pattern in options["allow_patterns"])
+
+
+def test_a_family_with_other_names_is_refused(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(DATA / "ioi-mini")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM.*laid out like GPT-2"):
+        load_model(str(tmp_path))
+
+
+@pytest.fixture
+def copy_of_ioi_mini(tmp_path):
+    return shutil.copytree(DATA / "ioi-mini", tmp_path / "ioi-mini")
+
+
+def test_shipped_files_are_as_committed(copy_of_ioi_mini):
+    check_shipped_files(copy_of_ioi_mini)
+    listed = {line.split()[1] for line in (copy_of_ioi_mini / "SHA256SUMS").open()}
+    assert listed == {file.name for file in copy_of_ioi_mini.iterdir()} - {"SHA256SUMS"}
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_damaged_file_is_named(copy_of_ioi_mini, file):
+    path = copy_of_ioi_mini / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{file} is not the file that ships.*git checkout"):
+        check_shipped_files(copy_of_ioi_mini)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{file} is missing: restore it"):
+        check_shipped_files(copy_of_ioi_mini)
+
+
+def test_load_model_checks_the_shipped_files(copy_of_ioi_mini, monkeypatch):
+    (copy_of_ioi_mini / "config.json").unlink()
+    monkeypatch.setattr(models, "DATA", copy_of_ioi_mini.parent)
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+        load_model("ioi-mini")

@@ -1,0 +1,175 @@
+"""The prompt file, and what is said about pairs that cannot be patched."""
+
+import csv
+import random
+
+import pytest
+from conftest import ROOT
+from transformers import AutoTokenizer
+
+from helpers.corpus import (
+    COLUMNS,
+    NAMES,
+    SEED_TEXT,
+    choose_names,
+    is_held_out,
+    make_prompts,
+    make_story,
+    vocabulary,
+)
+from helpers.models import DATA, GPT2_REPOSITORY
+from helpers.prompts import (
+    PROMPT_FILE,
+    PromptPair,
+    check_pair,
+    differing_positions,
+    load_pairs,
+    token_labels,
+    tokenize_pairs,
+)
+
+CLEAN = "After John and Mary went to the store, Mary gave a bottle of milk to"
+CORRUPTED = CLEAN.replace("Mary gave", "John gave")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(DATA / "ioi-mini")
+
+
+@pytest.fixture(scope="module")
+def gpt2_tokenizer():
+    for source in (ROOT.parent / "shared" / "gpt2-tokenizer", GPT2_REPOSITORY):
+        try:
+            return AutoTokenizer.from_pretrained(source, local_files_only=True)
+        except OSError:
+            continue
+    pytest.skip("GPT-2's tokenizer is neither beside this repository nor in the hub's cache")
+
+
+def test_file_holds_both_kinds_and_both_orders():
+    assert len(load_pairs(kind="swap")) >= 100
+    assert len(load_pairs(kind="abc")) >= 100
+    for kind in ("swap", "abc"):
+        assert len(load_pairs(kind=kind, order="ABBA")) == len(load_pairs(kind=kind, order="BABA"))
+
+
+def test_file_is_what_the_script_makes():
+    with PROMPT_FILE.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        assert tuple(reader.fieldnames) == COLUMNS
+        assert list(reader) == make_prompts()
+
+
+def test_first_swap_pair_is_the_seed_pair():
+    assert load_pairs(kind="swap", count=1)[0] == PromptPair(
+        CLEAN, CORRUPTED, " John", " Mary", "swap", "ABBA", "after_went"
+    )
+    assert SEED_TEXT.replace("[A]", "John").replace("[B]", "Mary").replace("[S]", "Mary") == CLEAN
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "gpt2_tokenizer"])
+def test_pairs_are_aligned(name, request):
+    tokenizer = request.getfixturevalue(name)
+    for pair in load_pairs():
+        check_pair(tokenizer, pair)
+        assert len(differing_positions(tokenizer, pair)) == {"swap": 1, "abc": 3}[pair.kind]
+
+
+def test_orders_are_as_labelled():
+    for pair in load_pairs():
+        first = min((pair.answer, pair.foil), key=pair.clean.index)
+        assert (first == pair.answer) == (pair.order == "ABBA")
+        assert pair.clean.count(pair.foil) == 2
+        assert pair.clean.count(pair.answer) == 1
+
+
+def test_abc_uses_unrelated_names():
+    for pair in load_pairs(kind="abc"):
+        words = pair.corrupted.replace(",", " ").replace(".", " ").split()
+        names = [word for word in words if word in NAMES]
+        assert len(set(names)) == 3
+        assert not {pair.answer.strip(), pair.foil.strip()} & set(names)
+
+
+def test_no_names_of_the_file_meet_in_a_training_story():
+    for pair in load_pairs():
+        assert is_held_out(pair.answer.strip(), pair.foil.strip())
+    rng = random.Random(0)
+    for _ in range(5000):
+        names = list(choose_names(rng, make_story(rng).slots, NAMES).values())
+        assert not any(is_held_out(a, b) for a in names for b in names if a != b)
+
+
+def test_vocabulary_is_one_token_each(tokenizer):
+    assert len(NAMES) >= 50
+    assert {" John", " gave", " store", " to", "After"} <= set(vocabulary())
+    assert all(len(tokenizer.encode(word)) == 1 for word in vocabulary())
+
+
+@pytest.mark.parametrize("text", ["Ünïcode 你好 😀", "tab\tand\nline  end ", "don't (x+y)=3.14"])
+def test_any_other_text_survives(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_labels_tell_equal_tokens_apart(tokenizer):
+    labels = token_labels(tokenizer, CLEAN)
+    assert labels[3] == "3 Mary"
+    assert labels[9] == "9 Mary"
+    assert len(set(labels)) == len(labels)
+
+
+def test_filters():
+    pairs = load_pairs(kind="abc", order="BABA", template="lunch", count=2)
+    assert {(p.kind, p.order, p.template) for p in pairs} == {("abc", "BABA", "lunch")}
+    assert len(pairs) == 2
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"kind": "swop"}, "No pairs of kind 'swop'; there are abc, swap"),
+        ({"order": "AABB"}, "No pairs of order 'AABB'; there are ABBA, BABA"),
+        ({"template": "nowhere"}, "No pairs of template 'nowhere'; there are after_went"),
+        ({"count": 10_000}, "count is 10000, but there are 240"),
+        ({"count": 0}, "count is 0"),
+        ({"count": -1}, "count is -1"),
+    ],
+)
+def test_bad_filters(filters, message):
+    with pytest.raises(ValueError, match=message):
+        load_pairs(**filters)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clean": ""}, "empty or ends with a space"),
+        ({"corrupted": CORRUPTED + " "}, "empty or ends with a space"),
+        ({"answer": "John"}, "begin it with a space, ' John'"),
+        ({"foil": " Bartholomew"}, "The foil ' Bartholomew' does not follow.* as one token"),
+        ({"answer": ""}, "The answer '' does not follow"),
+        ({"foil": " John"}, "Answer and foil are both ' John'"),
+        ({"corrupted": CLEAN}, "are the same"),
+        ({"corrupted": CLEAN.replace("Mary gave", "the man gave")}, "16 tokens and the corrupted"),
+    ],
+)
+def test_bad_pairs(tokenizer, change, message):
+    good = {"clean": CLEAN, "corrupted": CORRUPTED, "answer": " John", "foil": " Mary"}
+    check_pair(tokenizer, PromptPair(**good))
+    with pytest.raises(ValueError, match=message):
+        check_pair(tokenizer, PromptPair(**good | change))
+
+
+def test_tokenizing_several(tokenizer):
+    pairs = load_pairs(kind="swap", template="after_went")
+    tokens = tokenize_pairs(tokenizer, pairs)
+    assert tokens.clean.shape == tokens.corrupted.shape == (len(pairs), 16)
+    assert tokenizer.decode(tokens.clean[0]) == CLEAN
+    assert tokenizer.decode(tokens.corrupted[0]) == CORRUPTED
+    assert tokenizer.decode(tokens.answers[:1]) == " John"
+    assert tokenizer.decode(tokens.foils[:1]) == " Mary"
+    with pytest.raises(ValueError, match="different numbers of tokens"):
+        tokenize_pairs(tokenizer, load_pairs())
+    with pytest.raises(ValueError, match="at least one"):
+        tokenize_pairs(tokenizer, [])
