@@ -7,11 +7,14 @@ makes the token itself useless from block 2 on. `data/README.md`, the model card
 was tried, what was forced and what emerged.
 """
 
+import argparse
+import hashlib
 import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
