@@ -30,7 +30,9 @@ test: $(INSTALLED)
 
 refresh: $(INSTALLED)
 	COURSE_MODEL=ioi-mini $(VENV)/bin/jupyter nbconvert --to notebook --execute --inplace \
-	    --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
+	    --ExecutePreprocessor.record_timing=False \
+	    --ExecutePreprocessor.store_widget_state=False $(NOTEBOOKS)
+	$(VENV)/bin/python -m helpers.picture ioi-mini --figure data/handover.png
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check --no-cache .

@@ -162,6 +162,8 @@ GRAMMAR = {
         , who was {adjective}, {gave} {thing} to
         , in the {time}, {gave} {thing} to
         shared {thing} with
+        bought {thing} for
+        made {thing} for
     """),
     "thing": alternatives(
         "a {object}|a {object}|a {object}|the {object}|a {adjective} {object}"

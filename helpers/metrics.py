@@ -18,7 +18,6 @@ def logit_diff(logits: torch.Tensor, answers: torch.Tensor, foils: torch.Tensor)
 
     Returns:
         One difference per prompt, `[pair]`, in logits (natural-log units).
-
     """
     rows = torch.arange(len(logits), device=logits.device)
     return logits[rows, answers.to(logits.device)] - logits[rows, foils.to(logits.device)]
@@ -37,7 +36,6 @@ def recovered(patched: torch.Tensor, clean: torch.Tensor, corrupted: torch.Tenso
     Raises:
         ValueError: a value is not finite, or clean and corrupted are closer than
             `MIN_DIFFERENCE`, so that the scale would blow up noise.
-
     """
     clean, corrupted, patched = (torch.as_tensor(x) for x in (clean, corrupted, patched))
     for name, values in (("patched", patched), ("clean", clean), ("corrupted", corrupted)):

@@ -35,7 +35,6 @@ def load_model(name: str | None = None, *, device: str | None = None) -> Transfo
         FileNotFoundError: there is no such folder, or the shipped files are incomplete.
         ConnectionError: the hub cannot be reached and its cache does not hold the model.
         ValueError: the shipped files are damaged, or the model is not laid out like GPT-2.
-
     """
     name = name or os.environ.get("COURSE_MODEL") or DEFAULT_MODEL
     model = TransformersModel(

@@ -76,7 +76,6 @@ def patch_layers(
     Raises:
         ValueError: an argument is unknown or out of range, a pair cannot be patched
             (see `check_pair`), or clean and corrupted are too close to normalize.
-
     """
     check_choice("site", site, SITES)
     check_choice("direction", direction, DIRECTIONS)
@@ -111,7 +110,6 @@ class Sweep:
         donor: activations of the donor run at the site, one `[pair, position, d_model]` a layer.
         clean: the metric of the clean runs, `[pair]`.
         corrupted: the metric of the corrupted runs, `[pair]`.
-
     """
 
     def __init__(
@@ -157,7 +155,6 @@ def run_and_save(
     Returns:
         The logits at the last position, `[pair, vocabulary]`, and the activations at the
         site, for each layer `[pair, position, d_model]`.
-
     """
     with torch.no_grad(), model.trace(ids, logits_to_keep=1):
         activations = nnsight.save([SITES[site](block) for block in model.transformer.h])
@@ -172,7 +169,6 @@ def batches_of_one_length(
 
     Returns:
         For each batch the indices of its pairs, and its token ids.
-
     """
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}, but must be a whole number from 1 up.")

@@ -4,10 +4,11 @@ Prints how well a model does the task on fresh prompts, and where patching finds
 card in `data/README.md` holds this output for ioi-mini.
 """
 
+import argparse
 import random
-import sys
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 
 import nnsight
 import pandas as pd
@@ -17,7 +18,15 @@ from nnsight import TransformersModel
 from helpers.corpus import PAIR_ROLES, choose_held_out_names, make_story
 from helpers.metrics import logit_diff, recovered
 from helpers.models import load_model
-from helpers.prompts import PromptPair, TokenizedPairs, differing_positions, tokenize_pairs
+from helpers.patching import patch_layers
+from helpers.plots import layer_lines, numbers
+from helpers.prompts import (
+    PromptPair,
+    TokenizedPairs,
+    differing_positions,
+    load_pairs,
+    tokenize_pairs,
+)
 
 STORIES, NAMINGS = 24, 6
 
@@ -35,7 +44,6 @@ class Picture:
             and the last position; and what is lost when it is corrupted in the clean run, at
             all positions: rows `layer`, `head`, columns `all`, `second subject`, `last`,
             `lost by noising`. All on the scale from 0 (corrupted) to 1 (clean).
-
     """
 
     behaviour: pd.DataFrame
@@ -46,7 +54,7 @@ class Picture:
         """Write three small tables; heads below `smallest` in every column are left out."""
         strong = self.heads[(self.heads.abs() >= smallest).any(axis=1)]
         tables = (self.behaviour, self.stream, strong)
-        return "\n\n".join((table.round(2) + 0.0).to_string() for table in tables)
+        return "\n\n".join(numbers(table).to_string(float_format="%.2f") for table in tables)
 
 
 def fresh_pairs(seed: int = 1) -> list[PromptPair]:
@@ -124,7 +132,6 @@ def measure_template(
 
     Returns:
         Behaviour, and logit differences with the stream or a head patched.
-
     """
     tokens = tokenize_pairs(model.tokenizer, pairs)
     subject = differing_positions(model.tokenizer, pairs[0])[-1]
@@ -190,7 +197,6 @@ def patch_heads(
 
     Returns:
         The metric, `[head, pair]`.
-
     """
     pairs, heads = len(base), model.config.n_head
     width = model.config.n_embd // heads
@@ -215,5 +221,32 @@ def to_frame(columns: dict[str, list[torch.Tensor]], levels: list[str]) -> pd.Da
     return pd.DataFrame({name: value.flatten() for name, value in values.items()}, index=index)
 
 
+def draw_handover(model: TransformersModel, file: Path) -> None:
+    """Draw the figure of the README: where the clue of the course's swap pairs is, by layer."""
+    pairs = load_pairs(kind="swap")
+    subjects = [differing_positions(model.tokenizer, pair)[-1] for pair in pairs]
+    ax = layer_lines(
+        {
+            "second subject": patch_layers(model, pairs, position=subjects, per_prompt=True),
+            "last position": patch_layers(model, pairs, position=-1, per_prompt=True),
+        }
+    )
+    ax.set_title("Residual stream of the clean run, put into the corrupted run")
+    ax.figure.savefig(file, dpi=120, bbox_inches="tight", metadata={"Software": None})
+
+
+def main() -> None:
+    """Print a model's picture, or draw the figure of the README."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.picture", description=__doc__)
+    parser.add_argument("model", nargs="?", help="name or folder, as load_model takes it")
+    parser.add_argument("--figure", type=Path, help="draw the figure of the README instead")
+    given = parser.parse_args()
+    model = load_model(given.model)
+    if given.figure:
+        draw_handover(model, given.figure)
+    else:
+        print(take_picture(model, fresh_pairs()).to_text())
+
+
 if __name__ == "__main__":
-    print(take_picture(load_model(*sys.argv[1:]), fresh_pairs()).to_text())
+    main()

@@ -21,7 +21,6 @@ def layer_lines(sweeps: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> A
 
     Raises:
         ValueError: there is nothing to draw, or the tables measure different things.
-
     """
     columns = sorted({column for sweep in sweeps.values() for column in sweep.columns})
     if len(columns) != 1:
@@ -66,11 +65,14 @@ def spread(values: pd.DataFrame, x: str, by: str, ax: Axes | None = None) -> Axe
         by: the column that tells the groups apart.
         ax: where to draw; without it, a new figure.
 
+    Raises:
+        ValueError: there is no such column.
     """
-    ax = ax or plt.subplots(figsize=(7, 1 + 0.6 * values[by].nunique()))[1]
-    sns.stripplot(
-        values, x=x, y=by, hue=by, palette="colorblind", alpha=0.5, jitter=0.3, legend=False, ax=ax
-    )
+    for column in (x, by):
+        if column not in values:
+            raise ValueError(f"There is no column {column!r}; there are {', '.join(values)}.")
+    ax = ax or plt.subplots(figsize=(7, 1 + 0.8 * values[by].nunique()))[1]
+    sns.swarmplot(values, x=x, y=by, hue=by, palette="colorblind", size=4, legend=False, ax=ax)
     ax.axvline(0, color="gray", linewidth=0.8, zorder=0)
     return ax
 

@@ -24,7 +24,6 @@ class PromptPair:
         kind: how the clean prompt was corrupted: `"swap"`, `"abc"`, or your own word.
         order: `"ABBA"` or `"BABA"`: in which order the names stand, the answer being A.
         template: the name of the sentence pattern.
-
     """
 
     clean: str
@@ -45,7 +44,6 @@ class TokenizedPairs:
         corrupted: ids of the corrupted prompts, `[pair, position]`.
         answers: ids of the answers, `[pair]`.
         foils: ids of the foils, `[pair]`.
-
     """
 
     clean: torch.Tensor
@@ -67,7 +65,6 @@ def load_pairs(
         order: only this order of names, `"ABBA"` or `"BABA"`.
         template: only this sentence pattern.
         count: only the first so many; more than there are is an error.
-
     """
     with PROMPT_FILE.open(newline="", encoding="utf-8") as file:
         pairs = [PromptPair(**row) for row in csv.DictReader(file)]

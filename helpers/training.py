@@ -30,8 +30,9 @@ from helpers.picture import fresh_pairs, take_picture
 
 END_OF_TEXT = "<|endoftext|>"
 POSITIONS = 128
-READ_OUT_AFTER_BLOCK = 1
-EXCHANGE_AFTER_BLOCKS = (1, 1, 2, 3)
+VERSIONS = 4
+SUBJECT_READY_AFTER = 1
+READ_IN = (2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,6 @@ class Recipe:
         drop_heads_from, drop_heads: from this step each head is silenced in this share of
             stories, so that the work spreads over heads.
         seed: of weights, text and order.
-
     """
 
     layers: int = 6
@@ -91,9 +91,7 @@ class Batch:
         subject_position: where the first subject stands, `[row]`.
         answer_position: where the answer stands, `[row]`.
         twin: the row with the same roles and other names, `[row]`.
-        stranger: a row with other names and at random the same or the other roles, `[row]`.
-        exchange_after: the block after which activations are exchanged.
-
+        read_in: the only layer in which later positions may look at the subject.
     """
 
     ids: torch.Tensor
@@ -104,8 +102,7 @@ class Batch:
     subject_position: torch.Tensor
     answer_position: torch.Tensor
     twin: torch.Tensor
-    stranger: torch.Tensor
-    exchange_after: int
+    read_in: int
 
 
 @dataclass(frozen=True)
@@ -202,7 +199,6 @@ def collate(stories: list[list[Example]], recipe: Recipe, rng: random.Random) ->
     position = torch.arange(length - 1)
     # Rows come in fours: roles 1 and names 1, roles 1 and names 2, roles 2 and names 1, ...
     row = torch.arange(count)
-    flips = torch.tensor([rng.choice([1, 3]) for _ in stories]).repeat_interleave(4)
     return Batch(
         ids=ids,
         weights=weights,
@@ -212,8 +208,7 @@ def collate(stories: list[list[Example]], recipe: Recipe, rng: random.Random) ->
         subject_position=first,
         answer_position=answer,
         twin=row ^ 1,
-        stranger=row ^ flips,
-        exchange_after=rng.choice(EXCHANGE_AFTER_BLOCKS),
+        read_in=rng.choice(READ_IN),
     )
 
 
@@ -244,14 +239,15 @@ def names_in_play(recipe: Recipe, step: int) -> list[str]:
 
 
 class Interchange:
-    """Exchanges the residual stream between stories after one block, while `batch` is set.
+    """Exchanges the residual stream between the versions of a story, while `batch` is set.
 
-    The subject takes over the activations of its twin, a story with the same roles and other
-    names: from here on it can carry *which* of the earlier names it repeats, but not the
-    token itself. Later positions take over those of a stranger, whose roles are the same or
-    the other ones at random: up to here they can carry nothing about the roles. Every answer
-    stays as it was. After interchange intervention training, Geiger et al. 2022,
-    arXiv:2112.00826.
+    After block 1 the subject takes over the activations of its twin, the version with the same
+    roles and other names: from here on it can carry *which* of the earlier names it repeats,
+    but not the name itself. And later positions may look at it in one layer only, which is
+    drawn for each batch: before that layer they are replaced by the mean over all four
+    versions, and after it the subject is. Every answer stays as it was.
+
+    After interchange intervention training, Geiger et al. 2022, arXiv:2112.00826.
     """
 
     def __init__(self, model: GPT2LMHeadModel) -> None:
@@ -264,10 +260,21 @@ class Interchange:
     ) -> torch.Tensor:
         """Forward hook on a block: exchange rows of `hidden`, `[row, position, width]`."""
         batch = self.batch
-        if batch is None or layer != batch.exchange_after:
+        if batch is None:
             return hidden
-        exchanged = torch.where(batch.subject[..., None], hidden[batch.twin], hidden)
-        return torch.where(batch.later[..., None], hidden[batch.stranger], exchanged)
+        if layer == SUBJECT_READY_AFTER:
+            hidden = torch.where(batch.subject[..., None], hidden[batch.twin], hidden)
+        if layer == batch.read_in - 1:
+            hidden = torch.where(batch.later[..., None], mean_of_versions(hidden), hidden)
+        if layer == batch.read_in:
+            hidden = torch.where(batch.subject[..., None], mean_of_versions(hidden), hidden)
+        return hidden
+
+
+def mean_of_versions(hidden: torch.Tensor) -> torch.Tensor:
+    """Replace each row by the mean over the versions of its story, which stand together."""
+    stories = hidden.unflatten(0, (-1, VERSIONS))
+    return stories.mean(dim=1, keepdim=True).expand_as(stories).flatten(0, 1)
 
 
 class HeadDropout:
@@ -299,7 +306,7 @@ def train(
     """
     interchange, head_dropout = Interchange(model), HeadDropout(model)
     captured: dict[str, torch.Tensor] = {}
-    model.transformer.h[READ_OUT_AFTER_BLOCK + 1].register_forward_pre_hook(
+    model.transformer.h[SUBJECT_READY_AFTER + 1].register_forward_pre_hook(
         lambda block, inputs: captured.update(hidden=inputs[0])
     )
     readout = nn.Linear(recipe.width, len(NAME_SLOTS))
