@@ -175,6 +175,9 @@ def batches_of_one_length(
     rows_of_length = defaultdict(list)
     for row, pair in enumerate(pairs):
         rows_of_length[len(model.tokenizer.encode(pair.clean))].append(row)
+    longest, limit = max(rows_of_length), model.config.max_position_embeddings
+    if longest > limit:
+        raise ValueError(f"A prompt has {longest} tokens, but the model takes at most {limit}.")
     chunks = (
         rows[start : start + batch_size]
         for rows in rows_of_length.values()

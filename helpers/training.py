@@ -51,15 +51,15 @@ class Recipe:
         exchange_from: from this step activations are exchanged (see `Interchange`).
         mixed_from: from this step they are exchanged in every other batch only.
         readout_until: until this step a linear readout supports the loss (see `train`).
-        drop_heads_from, drop_heads: from this step each head is silenced in this share of
-            stories, so that the work spreads over heads.
+        drop_heads_from, drop_heads, drop_low_heads: from this step each head is silenced in
+            this share of stories (see `HeadDropout`), so that the work spreads over heads.
         seed: of weights, text and order.
     """
 
     layers: int = 6
-    heads: int = 4
+    heads: int = 8
     width: int = 128
-    steps: int = 3000
+    steps: int = 2200
     stories: int = 24
     longest: int = 60
     learning_rate: float = 2e-3
@@ -71,10 +71,11 @@ class Recipe:
     all_names_from: int = 900
     full_text_from: int = 700
     exchange_from: int = 200
-    mixed_from: int = 2000
+    mixed_from: int = 1700
     readout_until: int = 1400
-    drop_heads_from: int = 1200
-    drop_heads: float = 0.1
+    drop_heads_from: int = 1000
+    drop_heads: float = 0.05
+    drop_low_heads: float = 0.3
     seed: int = 0
 
 
@@ -278,20 +279,25 @@ def mean_of_versions(hidden: torch.Tensor) -> torch.Tensor:
 
 
 class HeadDropout:
-    """Silences whole heads at random, each in a share of stories, while `share` is above 0."""
+    """Silences whole heads at random, while it is on.
 
-    def __init__(self, model: GPT2LMHeadModel) -> None:
-        self.share = 0.0
-        self.heads = model.config.n_head
-        for block in model.transformer.h:
-            block.attn.c_proj.register_forward_pre_hook(self.silence)
+    In the layers up to block 1, where few heads would else do everything, more of them.
+    """
 
-    def silence(self, projection: nn.Module, inputs: tuple) -> tuple:
+    def __init__(self, model: GPT2LMHeadModel, recipe: Recipe) -> None:
+        self.on = False
+        self.heads = recipe.heads
+        for layer, block in enumerate(model.transformer.h):
+            low = layer <= SUBJECT_READY_AFTER
+            share = recipe.drop_low_heads if low else recipe.drop_heads
+            block.attn.c_proj.register_forward_pre_hook(partial(self.silence, share))
+
+    def silence(self, share: float, projection: nn.Module, inputs: tuple) -> tuple:
         """Forward pre-hook on the output projection: its input is all heads side by side."""
-        if not self.share:
+        if not self.on:
             return inputs
         z = inputs[0].unflatten(-1, (self.heads, -1))
-        kept = torch.rand(len(z), 1, self.heads, 1) >= self.share
+        kept = torch.rand(len(z), 1, self.heads, 1) >= share
         return ((z * kept).flatten(-2),)
 
 
@@ -304,7 +310,7 @@ def train(
     readout: from the first subject's residual stream after block 1, which of the names A, B,
     C is it? The readout is thrown away afterwards.
     """
-    interchange, head_dropout = Interchange(model), HeadDropout(model)
+    interchange, head_dropout = Interchange(model), HeadDropout(model, recipe)
     captured: dict[str, torch.Tensor] = {}
     model.transformer.h[SUBJECT_READY_AFTER + 1].register_forward_pre_hook(
         lambda block, inputs: captured.update(hidden=inputs[0])
@@ -320,7 +326,7 @@ def train(
     for step, batch in enumerate(progress):
         exchanging = step >= recipe.exchange_from and (step < recipe.mixed_from or step % 2)
         interchange.batch = batch if exchanging else None
-        head_dropout.share = recipe.drop_heads if step >= recipe.drop_heads_from else 0.0
+        head_dropout.on = step >= recipe.drop_heads_from
         logits = model(batch.ids[:, :-1]).logits
         losses = cross_entropy(logits.transpose(1, 2), batch.ids[:, 1:], reduction="none")
         loss = (losses * batch.weights).sum() / batch.weights.sum()
@@ -336,7 +342,7 @@ def train(
         if step % report_every == report_every - 1:
             answer_loss = losses[rows, batch.answer_position - 1].mean().item()
             progress.set_postfix(loss=f"{loss.item():.3f}", answer=f"{answer_loss:.3f}")
-    interchange.batch, head_dropout.share = None, 0.0
+    interchange.batch, head_dropout.on = None, False
     model.eval()
 
 

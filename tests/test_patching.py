@@ -163,7 +163,10 @@ def test_bad_pairs(model, pair):
     longer = PromptPair(pair.clean, "Then, " + pair.corrupted, pair.answer, pair.foil)
     with pytest.raises(ValueError, match="16 tokens and the corrupted one 18"):
         patch_layers(model, [pair, longer])
-    same = PromptPair(pair.clean, pair.clean.replace("store", "store"), pair.answer, pair.foil)
+    long = [text.replace("After", "After" + " a" * 130) for text in (pair.clean, pair.corrupted)]
+    with pytest.raises(ValueError, match="146 tokens, but the model takes at most 128"):
+        patch_layers(model, PromptPair(*long, pair.answer, pair.foil))
+    same = PromptPair(pair.clean, pair.clean, pair.answer, pair.foil)
     with pytest.raises(ValueError, match="are the same"):
         patch_layers(model, same)
 

@@ -11,6 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from helpers.corpus import NAMES
 from helpers.models import check_shipped_files
 from helpers.training import (
+    READ_IN,
+    SUBJECT_READY_AFTER,
+    VERSIONS,
     HeadDropout,
     Interchange,
     Recipe,
@@ -84,9 +87,13 @@ def test_batch_holds_each_story_in_four_versions(batch, tokenizer):
     name_ids = {tokenizer.encode(space + name)[0] for name in NAMES for space in ("", " ")}
     is_name = torch.tensor([[token in name_ids for token in row] for row in batch.ids.tolist()])
     rows = range(len(batch.ids))
-    for row, twin, stranger in zip(rows, batch.twin, batch.stranger, strict=True):
-        for other in (twin, stranger):
-            assert torch.equal(batch.ids[row][~is_name[row]], batch.ids[other][~is_name[row]])
+    for row, twin in enumerate(batch.twin.tolist()):
+        for version in range(row - row % VERSIONS, row - row % VERSIONS + VERSIONS):
+            assert torch.equal(batch.ids[row][~is_name[row]], batch.ids[version][~is_name[row]])
+        assert (
+            batch.ids[row, batch.subject_position[row]]
+            != (batch.ids[twin, batch.subject_position[row]])
+        )
         assert batch.subject_slot[row] == batch.subject_slot[twin]
         assert batch.weights[row, batch.answer_position[row] - 1] == TINY.answer_weight
         answer = batch.ids[row, batch.answer_position[row]]
@@ -97,35 +104,36 @@ def test_batch_holds_each_story_in_four_versions(batch, tokenizer):
     assert not (batch.subject & batch.later).any()
 
 
-def test_exchange_moves_what_it_says_and_nothing_else(batch, tokenizer):
+@pytest.mark.parametrize("read_in", READ_IN)
+def test_exchange_moves_what_it_says_and_nothing_else(batch, tokenizer, read_in):
     network = build_model(TINY, tokenizer).eval()
     interchange = Interchange(network)
-    streams = []
-    network.transformer.h[batch.exchange_after + 1].register_forward_pre_hook(
-        lambda block, inputs: streams.append(inputs[0])
-    )
-    with torch.no_grad():
-        network(batch.ids[:, :-1])
-        interchange.batch = batch
-        network(batch.ids[:, :-1])
-    plain, exchanged = streams
-    for row in range(len(batch.ids)):
-        for position in range(plain.shape[1]):
-            source = row
-            if batch.subject[row, position]:
-                source = batch.twin[row]
-            elif batch.later[row, position]:
-                source = batch.stranger[row]
-            assert torch.equal(exchanged[row, position], plain[source, position])
+    interchange.batch = replace(batch, read_in=read_in)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(*batch.subject.shape, TINY.width, generator=generator)
+    for layer in range(TINY.layers):
+        exchanged = interchange.exchange(layer, None, (), hidden)
+        for row in range(len(hidden)):
+            first = row - row % VERSIONS
+            mean = hidden[first : first + VERSIONS].mean(dim=0)
+            expected = hidden[row].clone()
+            if layer == SUBJECT_READY_AFTER:
+                expected[batch.subject[row]] = hidden[batch.twin[row], batch.subject[row]]
+            if layer == read_in - 1:
+                expected[batch.later[row]] = mean[batch.later[row]]
+            if layer == read_in:
+                expected[batch.subject[row]] = mean[batch.subject[row]]
+            assert torch.allclose(exchanged[row], expected, atol=1e-6)
+    interchange.batch = None
+    assert interchange.exchange(SUBJECT_READY_AFTER, None, (), hidden) is hidden
 
 
 def test_head_dropout_silences_whole_heads(tokenizer):
-    network = build_model(TINY, tokenizer).eval()
-    dropout = HeadDropout(network)
+    dropout = HeadDropout(build_model(TINY, tokenizer), TINY)
     inputs = (torch.ones(50, 3, TINY.width),)
-    assert dropout.silence(None, inputs) is inputs
-    dropout.share = 0.5
-    heads = dropout.silence(None, inputs)[0].unflatten(-1, (TINY.heads, -1))
+    assert dropout.silence(0.5, None, inputs) is inputs
+    dropout.on = True
+    heads = dropout.silence(0.5, None, inputs)[0].unflatten(-1, (TINY.heads, -1))
     silenced = (heads == 0).all(dim=(1, 3))
     assert torch.equal(silenced, (heads == 0).any(dim=(1, 3)))
     assert 0.3 < silenced.float().mean() < 0.7
