@@ -2,11 +2,18 @@
 # PYTHON chooses the interpreter (3.11 or newer): make test PYTHON=python3.12
 
 PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+# Stored outputs are those of ioi-mini on a CPU, without progress bars.
+REFERENCE := COURSE_MODEL=ioi-mini COURSE_DEVICE=cpu TQDM_DISABLE=1
 # The tests share the cores out: one thread in each worker, one worker for each core.
-TEST_ENVIRONMENT := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONDONTWRITEBYTECODE=1
+TEST_ENVIRONMENT := $(REFERENCE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONDONTWRITEBYTECODE=1
+# Matplotlib lists the fonts once for each user; if that is slow it says so inside a notebook.
+LIST_FONTS := $(VENV)/bin/python -c "import matplotlib.font_manager"
+# Jupyter refuses to run as root unless told to; in containers one often is.
+ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .PHONY: help lab test refresh lint
 
@@ -16,23 +23,25 @@ help:
 	@echo "make refresh  run the notebooks and store their outputs (for those who change them)"
 	@echo "make lint     check style"
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make ... PYTHON=python3.12')"
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: -c $(CONSTRAINTS) -e ".[test]"
 	@touch $@
 
 lab: $(INSTALLED)
-	$(VENV)/bin/jupyter lab notebooks/01_ioi_setup.ipynb
+	$(VENV)/bin/jupyter lab $(ALLOW_ROOT) notebooks/01_ioi_setup.ipynb
 
 test: $(INSTALLED)
+	$(LIST_FONTS)
 	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -n auto -p no:cacheprovider
 
 refresh: $(INSTALLED)
-	COURSE_MODEL=ioi-mini $(VENV)/bin/jupyter nbconvert --to notebook --execute --inplace \
+	$(LIST_FONTS)
+	$(REFERENCE) $(VENV)/bin/jupyter nbconvert --to notebook --execute --inplace \
 	    --ExecutePreprocessor.record_timing=False \
 	    --ExecutePreprocessor.store_widget_state=False $(NOTEBOOKS)
-	$(VENV)/bin/python -m helpers.picture ioi-mini --figure data/handover.png
+	$(REFERENCE) $(VENV)/bin/python -m helpers.picture --figure data/handover.png
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check --no-cache .

@@ -7,5 +7,6 @@ One room per subject; imports point one way (`patching` knows nothing of `plots`
 - `metrics`: logit difference and the scale from 0 (corrupted) to 1 (clean)
 - `patching`: sweeps that patch one part after another
 - `plots`: figures that read their labels from the sweeps' tables
-- `corpus`, `training`: the text and the script that built the shipped model
+- `corpus`, `training`, `picture`: the text and the script that built the shipped model, and
+  what that model shows
 """

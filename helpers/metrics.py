@@ -18,7 +18,16 @@ def logit_diff(logits: torch.Tensor, answers: torch.Tensor, foils: torch.Tensor)
 
     Returns:
         One difference per prompt, `[pair]`, in logits (natural-log units).
+
+    Raises:
+        ValueError: the shapes are others.
     """
+    if logits.ndim != 2 or not len(logits) == len(answers) == len(foils):
+        raise ValueError(
+            "logit_diff needs logits [pair, vocabulary], of one position, and as many answers "
+            f"and foils, but got shapes {tuple(logits.shape)}, {tuple(answers.shape)} and "
+            f"{tuple(foils.shape)}."
+        )
     rows = torch.arange(len(logits), device=logits.device)
     return logits[rows, answers.to(logits.device)] - logits[rows, foils.to(logits.device)]
 
@@ -29,24 +38,32 @@ def recovered(patched: torch.Tensor, clean: torch.Tensor, corrupted: torch.Tenso
     Values outside 0 to 1 are possible: a patch can overshoot or do harm.
 
     Args:
-        patched: the metric of the patched runs, broadcastable with the others.
+        patched: the metric of the patched runs, of a shape that the others fit.
         clean: the metric of the clean runs, `[pair]`.
         corrupted: the metric of the corrupted runs, `[pair]`.
 
     Raises:
-        ValueError: a value is not finite, or clean and corrupted are closer than
-            `MIN_DIFFERENCE`, so that the scale would blow up noise.
+        ValueError: a value is not finite, the shapes do not fit, or clean and corrupted are
+            closer than `MIN_DIFFERENCE`, so that the scale would blow up noise.
     """
     clean, corrupted, patched = (torch.as_tensor(x) for x in (clean, corrupted, patched))
     for name, values in (("patched", patched), ("clean", clean), ("corrupted", corrupted)):
         if not values.isfinite().all():
             raise ValueError(f"The metric of a {name} run is not a finite number: {values}.")
     difference = clean - corrupted
-    if (difference.abs() < MIN_DIFFERENCE).any():
-        pair = int(difference.abs().argmin())
+    scaled = (patched - corrupted) / difference
+    if scaled.shape != patched.shape:
         raise ValueError(
-            f"For pair {pair} the clean and corrupted runs differ by only "
-            f"{difference.flatten()[pair]:.4f}, less than {MIN_DIFFERENCE}: dividing by it would "
-            "blow up noise. Leave the pair out, or use normalize=False to see the raw metric."
+            f"The shapes do not fit: patched {tuple(patched.shape)}, clean {tuple(clean.shape)}, "
+            f"corrupted {tuple(corrupted.shape)}."
         )
-    return (patched - corrupted) / difference
+    if (difference.abs() < MIN_DIFFERENCE).any():
+        closest = int(difference.abs().argmin())
+        which = f"For pair {closest} the" if difference.numel() > 1 else "The"
+        raise ValueError(
+            f"{which} clean and corrupted runs differ by only "
+            f"{difference.flatten()[closest]:.4f}, less than {MIN_DIFFERENCE}: dividing by it "
+            "would blow up noise. Choose pairs in which they differ more, or report the metric "
+            "itself (normalize=False in sweeps)."
+        )
+    return scaled

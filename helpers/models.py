@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -28,8 +29,9 @@ def load_model(name: str | None = None, *, device: str | None = None) -> Transfo
         name: `"ioi-mini"` (ships with the course), `"gpt2"` (GPT-2 small), any repository
             name on the Hugging Face hub, or a folder. Without a name, the environment
             variable `COURSE_MODEL` decides, and without that, `"ioi-mini"`.
-        device: where the weights go, such as `"cpu"` or `"cuda"`. Without one: CUDA if it
-            is there, else Apple's MPS, else the CPU.
+        device: where the weights go, such as `"cpu"` or `"cuda"`. Without one, the environment
+            variable `COURSE_DEVICE` decides, and without that: CUDA if it is there, else
+            Apple's MPS, else the CPU.
 
     Raises:
         FileNotFoundError: there is no such folder, or the shipped files are incomplete.
@@ -51,34 +53,62 @@ def load_model(name: str | None = None, *, device: str | None = None) -> Transfo
 
 
 def best_device() -> str:
-    """Name the fastest device that this machine has: `"cuda"`, `"mps"` or `"cpu"`."""
+    """Name the device to use: `COURSE_DEVICE` from the environment, else the fastest there is."""
+    if os.environ.get("COURSE_DEVICE"):
+        return os.environ["COURSE_DEVICE"]
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def find_model(name: str) -> Path:
-    """Find the folder of a model, downloading it if it is on the hub and not in the cache."""
+    """Find the folder of a model, downloading it if it is on the hub and not in the cache.
+
+    A folder's name is taken from the current folder, or from that of the course.
+    """
     if name == "ioi-mini":
         check_shipped_files(DATA / "ioi-mini")
         return DATA / "ioi-mini"
-    if Path(name).is_dir():
-        return Path(name)
     if name == "gpt2":
         return fetch_from_hub(GPT2_REPOSITORY, GPT2_REVISION)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise FileNotFoundError(f"There is no folder {name!r} to load a model from.")
+    path = Path(name).expanduser()
+    for folder in (path, DATA.parent / path):
+        if folder.is_dir():
+            return folder
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        raise FileNotFoundError(
+            f"There is no folder {name!r} to load a model from, and the Hugging Face hub has no "
+            "such names."
+        )
     return fetch_from_hub(name)
 
 
 def fetch_from_hub(repository: str, revision: str | None = None) -> Path:
-    """Return the folder of a hub model: from the cache if it is there, else downloaded."""
+    """Return the folder of a hub model: from the cache if it is there, else downloaded.
+
+    Raises:
+        ConnectionError: the model is not in the cache, and the hub does not give it.
+        FileNotFoundError: the repository holds no safetensors weights.
+    """
     download = {"revision": revision, "allow_patterns": MODEL_FILES}
     try:
-        return Path(snapshot_download(repository, local_files_only=True, **download))
+        folder = Path(snapshot_download(repository, local_files_only=True, **download))
+        if has_weights(folder):
+            return folder
     except LocalEntryNotFoundError:
-        check_hub(repository, revision)
-    return Path(snapshot_download(repository, **download))
+        pass
+    check_hub(repository, revision)
+    folder = Path(snapshot_download(repository, **download))
+    if not has_weights(folder):
+        raise FileNotFoundError(
+            f"{repository!r} has no weights in the safetensors format: choose another model."
+        )
+    return folder
+
+
+def has_weights(folder: Path) -> bool:
+    """Tell whether a folder holds a model; a cache can hold a tokenizer alone."""
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
 
 
 def check_hub(repository: str, revision: str | None) -> None:
@@ -110,14 +140,10 @@ def check_shipped_files(folder: Path) -> None:
 
 
 def check_layout(model: TransformersModel, name: str) -> None:
-    """Raise a `ValueError` unless the model names its parts as GPT-2 does."""
-    blocks = getattr(getattr(model, "transformer", None), "h", None)
-    has_parts = blocks is not None and all(
-        hasattr(blocks[0], part) for part in ("ln_1", "attn", "ln_2", "mlp")
-    )
-    if not (has_parts and hasattr(blocks[0].attn, "c_proj") and hasattr(model, "lm_head")):
+    """Raise a `ValueError` unless the model's parts have GPT-2's names and shapes."""
+    if model.config.model_type != "gpt2":
         raise ValueError(
-            f"{name!r} is a {model.config.architectures}, and the course needs a model laid out "
-            "like GPT-2 (transformer.h with attn and mlp, then lm_head): use "
-            'load_model("ioi-mini") or load_model("gpt2").'
+            f"{name!r} is of the family {model.config.model_type!r}, and the course needs a model "
+            'of the family "gpt2", whose parts it knows by name: use load_model("ioi-mini") or '
+            'load_model("gpt2").'
         )

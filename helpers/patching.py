@@ -12,6 +12,7 @@ puts corrupted activations into the clean run. The scale is the same for both:
 """
 
 import operator
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
@@ -136,6 +137,8 @@ class Sweep:
                 f"The metric must return one number per pair, a tensor of shape ({len(logits)},), "
                 f"but returned {getattr(result, 'shape', result)}."
             )
+        if not result.isfinite().all():
+            raise ValueError(f"The metric returned values that are not finite numbers: {result}.")
         return result.cpu()
 
     def patch(self, layer: int, where: tuple) -> torch.Tensor:
@@ -190,16 +193,23 @@ def positions_of_pairs(position: int | Sequence[int] | None, count: int) -> list
     """Give every pair its position; None stands for all positions."""
     if position is None:
         return None
-    given = list(position) if isinstance(position, Iterable) else [position] * count
     try:
-        positions = [operator.index(item) for item in given]
+        positions = [operator.index(position)] * count
     except TypeError:
-        raise ValueError(
-            f"position is {position!r}, but must be a whole number, a list of them, or None."
-        ) from None
+        positions = whole_numbers(position)
     if len(positions) != count:
         raise ValueError(f"{len(positions)} positions were given for {count} pairs.")
     return positions
+
+
+def whole_numbers(positions: Sequence[int]) -> list[int]:
+    """Make a list of whole numbers, from whatever holds some."""
+    try:
+        return [operator.index(position) for position in positions]
+    except TypeError:
+        raise ValueError(
+            f"position is {positions!r}, but must be a whole number, a list of them, or None."
+        ) from None
 
 
 def where_to_patch(tokens: TokenizedPairs, positions: list[int] | None) -> tuple:
@@ -224,12 +234,16 @@ def to_table(values: torch.Tensor, column: str) -> pd.DataFrame:
 
 def check_choice(name: str, given: str, known: Iterable[str]) -> None:
     """Raise a `ValueError` that lists what there is unless `given` is among it."""
-    if given not in known:
+    if given not in list(known):
         raise ValueError(f"There is no {name} {given!r}; choose one of {', '.join(known)}.")
 
 
 def progress_bar(what: str, total: int, show: bool) -> tqdm:
     """Make a bar that appears only if the work takes more than a few seconds."""
     return tqdm(
-        desc=what, total=total, disable=not show, leave=False, delay=SECONDS_BEFORE_PROGRESS_BAR
+        desc=what,
+        total=total,
+        disable=not show or "TQDM_DISABLE" in os.environ,
+        leave=False,
+        delay=SECONDS_BEFORE_PROGRESS_BAR,
     )

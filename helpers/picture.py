@@ -6,8 +6,8 @@ card in `data/README.md` holds this output for ioi-mini.
 
 import argparse
 import random
+from collections import defaultdict
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import nnsight
@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from nnsight import TransformersModel
 
-from helpers.corpus import PAIR_ROLES, choose_held_out_names, make_story
+from helpers.corpus import NAMES, PAIR_ROLES, choose_held_out_names, make_story
 from helpers.metrics import logit_diff, recovered
 from helpers.models import load_model
 from helpers.patching import patch_layers
@@ -60,16 +60,19 @@ class Picture:
 def fresh_pairs(seed: int = 1) -> list[PromptPair]:
     """Make swap pairs from random stories, with names that never meet in a training story.
 
-    Each story comes with several pairs of names, half of them in each order.
+    Each story comes with several pairs of names, half of them in each order; a third person,
+    where there is one, has any other name. Stories with two subjects have no swap twin and are
+    left out.
     """
     rng = random.Random(seed)
     pairs: list[PromptPair] = []
     while len(pairs) < STORIES * NAMINGS:
         story = make_story(rng)
-        if story.slots != "AB":
+        if story.roles != PAIR_ROLES:
             continue
         for naming in range(NAMINGS):
             names = choose_held_out_names(rng)
+            names["C"] = rng.choice([name for name in NAMES if name not in names.values()])
             role, other = PAIR_ROLES if naming % 2 else reversed(PAIR_ROLES)
             pairs.append(
                 PromptPair(
@@ -91,50 +94,51 @@ class Run:
 
     Attributes:
         metric: logit differences, `[pair]`.
-        stream: the residual stream after each layer, `[pair, position, width]`.
-        z: the heads' outputs before the projection, side by side, of the same shape.
+        z: the heads' outputs before the projection, side by side, for each layer
+            `[pair, position, width]`.
     """
 
     metric: torch.Tensor
-    stream: list[torch.Tensor]
     z: list[torch.Tensor]
 
 
 def take_picture(model: TransformersModel, pairs: list[PromptPair]) -> Picture:
-    """Measure swap pairs; neighbours of one template are run together.
+    """Measure swap pairs.
 
     The mean over prompts is taken before normalizing, as in `patch_layers`.
     """
-    measured = [
-        measure_template(model, list(group)) for _, group in groupby(pairs, lambda p: p.template)
-    ]
-    behaviour, stream, heads = (pd.concat(tables) for tables in zip(*measured, strict=True))
+    subjects = [differing_positions(model.tokenizer, pair)[-1] for pair in pairs]
+    alike = defaultdict(list)
+    for pair, subject in zip(pairs, subjects, strict=True):
+        alike[len(model.tokenizer.encode(pair.clean)), subject].append(pair)
+    measured = [measure_heads(model, group, subject) for (_, subject), group in alike.items()]
+    behaviour, heads = (pd.concat(tables) for tables in zip(*measured, strict=True))
     clean, corrupted = (torch.tensor(behaviour[name].mean()) for name in ("clean", "corrupted"))
-
-    def scale(table: pd.DataFrame) -> pd.DataFrame:
-        return table.apply(
-            lambda column: recovered(torch.tensor(column.to_numpy()), clean, corrupted).numpy()
-        )
-
-    heads = scale(heads.groupby(["layer", "head"]).mean())
+    heads = heads.groupby(["layer", "head"]).mean()
+    heads = heads.apply(lambda x: recovered(torch.tensor(x.to_numpy()), clean, corrupted).numpy())
     heads["lost by noising"] = 1 - heads.pop("noised")
     return Picture(
         behaviour=behaviour.groupby("order").mean(),
-        stream=scale(stream.groupby("layer").mean()),
+        stream=pd.DataFrame(
+            {
+                "second subject": patch_layers(model, pairs, position=subjects)["recovered"],
+                "last": patch_layers(model, pairs, position=-1)["recovered"],
+            }
+        ),
         heads=heads,
     )
 
 
-def measure_template(
-    model: TransformersModel, pairs: list[PromptPair]
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Measure pairs whose second subject stands at one position, one row per pair and part.
+def measure_heads(
+    model: TransformersModel, pairs: list[PromptPair], subject: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Measure pairs of one length, with the second subject at one position.
 
     Returns:
-        Behaviour, and logit differences with the stream or a head patched.
+        One row per pair, its behaviour; and one row per layer, head and pair, the logit
+        difference with the head patched.
     """
     tokens = tokenize_pairs(model.tokenizer, pairs)
-    subject = differing_positions(model.tokenizer, pairs[0])[-1]
     clean, corrupted = run(model, tokens, tokens.clean), run(model, tokens, tokens.corrupted)
     behaviour = pd.DataFrame(
         {
@@ -145,47 +149,26 @@ def measure_template(
         }
     )
     layers = range(model.config.n_layer)
-    places = {"second subject": subject, "last": -1}
-    stream = {
-        name: [patch_stream(model, tokens, clean, layer, position) for layer in layers]
-        for name, position in places.items()
-    }
+    places = {"all": slice(None), "second subject": subject, "last": -1}
     heads = {
-        name: [
-            patch_heads(model, tokens, tokens.corrupted, clean, layer, where) for layer in layers
-        ]
-        for name, where in {"all": slice(None), **places}.items()
+        name: [patch_each_head(model, tokens, tokens.corrupted, clean, n, where) for n in layers]
+        for name, where in places.items()
     }
     heads["noised"] = [
-        patch_heads(model, tokens, tokens.clean, corrupted, layer, slice(None)) for layer in layers
+        patch_each_head(model, tokens, tokens.clean, corrupted, n, slice(None)) for n in layers
     ]
-    return behaviour, to_frame(stream, ["layer"]), to_frame(heads, ["layer", "head"])
+    return behaviour, to_frame(heads)
 
 
 def run(model: TransformersModel, tokens: TokenizedPairs, ids: torch.Tensor) -> Run:
     """Run the clean or the corrupted ids, `[pair, position]`, and keep what is patched later."""
-    blocks = model.transformer.h
     with torch.no_grad(), model.trace(ids, logits_to_keep=1):
-        z = nnsight.save([])
-        stream = nnsight.save([])
-        for block in blocks:
-            z.append(block.attn.c_proj.input)
-            stream.append(block.output)
+        z = nnsight.save([block.attn.c_proj.input for block in model.transformer.h])
         logits = model.lm_head.output[:, -1].save()
-    return Run(logit_diff(logits, tokens.answers, tokens.foils).cpu(), stream, z)
+    return Run(logit_diff(logits, tokens.answers, tokens.foils).cpu(), z)
 
 
-def patch_stream(
-    model: TransformersModel, tokens: TokenizedPairs, donor: Run, layer: int, position: int
-) -> torch.Tensor:
-    """Patch the stream after a layer into the corrupted run; returns the metric, `[pair]`."""
-    with torch.no_grad(), model.trace(tokens.corrupted, logits_to_keep=1):
-        model.transformer.h[layer].output[:, position] = donor.stream[layer][:, position]
-        logits = model.lm_head.output[:, -1].save()
-    return logit_diff(logits, tokens.answers, tokens.foils).cpu()
-
-
-def patch_heads(
+def patch_each_head(
     model: TransformersModel,
     tokens: TokenizedPairs,
     base: torch.Tensor,
@@ -213,11 +196,11 @@ def patch_heads(
     return logit_diff(logits, *words).cpu().unflatten(0, (heads, pairs))
 
 
-def to_frame(columns: dict[str, list[torch.Tensor]], levels: list[str]) -> pd.DataFrame:
-    """Turn a list over layers of `[pair]` or `[head, pair]` into one row per part and pair."""
+def to_frame(columns: dict[str, list[torch.Tensor]]) -> pd.DataFrame:
+    """Turn a list over layers of `[head, pair]` into one row per layer, head and pair."""
     values = {name: torch.stack(layers) for name, layers in columns.items()}
     shape = next(iter(values.values())).shape
-    index = pd.MultiIndex.from_product(map(range, shape), names=[*levels, "pair"])
+    index = pd.MultiIndex.from_product(map(range, shape), names=["layer", "head", "pair"])
     return pd.DataFrame({name: value.flatten() for name, value in values.items()}, index=index)
 
 

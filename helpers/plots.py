@@ -28,7 +28,7 @@ def layer_lines(sweeps: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> A
             f"Lines need one or more sweeps of one metric, but the columns are {columns}."
         )
     ax = ax or plt.subplots(figsize=(7, 4))[1]
-    long = pd.concat(sweeps, names=["sweep"]).reset_index()
+    long = pd.concat([sweep.reset_index().assign(sweep=name) for name, sweep in sweeps.items()])
     sns.lineplot(
         long,
         x="layer",
@@ -56,13 +56,16 @@ def mark_scale(ax: Axes) -> None:
     ax.set_ylabel("recovered (0 = corrupted, 1 = clean)")
 
 
-def spread(values: pd.DataFrame, x: str, by: str, ax: Axes | None = None) -> Axes:
+def spread(
+    values: pd.DataFrame, x: str, by: str, label: str | None = None, ax: Axes | None = None
+) -> Axes:
     """Draw every single value as a point, one row of points for each group.
 
     Args:
         values: one row per prompt.
         x: the column that is drawn along the axis.
         by: the column that tells the groups apart.
+        label: what the axis says; without it, the name of the column.
         ax: where to draw; without it, a new figure.
 
     Raises:
@@ -74,6 +77,7 @@ def spread(values: pd.DataFrame, x: str, by: str, ax: Axes | None = None) -> Axe
     ax = ax or plt.subplots(figsize=(7, 1 + 0.8 * values[by].nunique()))[1]
     sns.swarmplot(values, x=x, y=by, hue=by, palette="colorblind", size=4, legend=False, ax=ax)
     ax.axvline(0, color="gray", linewidth=0.8, zorder=0)
+    ax.set_xlabel(label or x)
     return ax
 
 

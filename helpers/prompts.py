@@ -73,7 +73,7 @@ def load_pairs(
         if wanted is not None and wanted not in known:
             raise ValueError(f"No pairs of {field} {wanted!r}; there are {', '.join(known)}.")
         pairs = [pair for pair in pairs if wanted is None or getattr(pair, field) == wanted]
-    if count is not None and not 0 < count <= len(pairs):
+    if count is not None and (not isinstance(count, int) or not 0 < count <= len(pairs)):
         raise ValueError(f"count is {count}, but there are {len(pairs)} such pairs to choose from.")
     return pairs[:count]
 

@@ -38,6 +38,21 @@ def test_recovered_takes_numbers_and_keeps_shapes():
     assert recovered(patched, torch.tensor([1.0, 2.0]), torch.zeros(2)).shape == (3, 2)
 
 
+def test_one_difference_too_small_blames_no_pair():
+    with pytest.raises(ValueError, match=r"^The clean and corrupted runs differ by only 0.0100"):
+        recovered(0.0, 0.01, 0.0)
+
+
+def test_shapes_that_do_not_fit():
+    three = torch.arange(3.0)
+    with pytest.raises(ValueError, match="The shapes do not fit"):
+        recovered(torch.zeros(3, 1), three + 1, torch.zeros(3))
+    words = torch.tensor([0, 1])
+    for logits in (torch.zeros(2, 4, 30), torch.zeros(1, 30)):
+        with pytest.raises(ValueError, match="logit_diff needs logits"):
+            logit_diff(logits, words, words)
+
+
 @pytest.mark.parametrize("difference", [0.0, 0.99 * MIN_DIFFERENCE, -0.99 * MIN_DIFFERENCE])
 def test_too_small_a_difference(difference):
     corrupted = torch.tensor([1.0, 2.0])

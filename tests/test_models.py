@@ -52,6 +52,7 @@ def test_environment_changes_the_default(monkeypatch, random_folder):
 
 
 def test_best_device_prefers_cuda_then_mps(monkeypatch):
+    monkeypatch.delenv("COURSE_DEVICE", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert models.best_device() == "cuda"
@@ -59,10 +60,12 @@ def test_best_device_prefers_cuda_then_mps(monkeypatch):
     assert models.best_device() == "mps"
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert models.best_device() == "cpu"
+    monkeypatch.setenv("COURSE_DEVICE", "xpu")
+    assert models.best_device() == "xpu"
 
 
 def test_no_such_folder():
-    for name in ("./no-such-folder", "/no/such/folder", "a/b/c"):
+    for name in ("./no-such-folder", "/no/such/folder", "a/b/c", "my model"):
         with pytest.raises(FileNotFoundError, match="no folder"):
             load_model(name)
 
@@ -95,6 +98,33 @@ def test_gpt2_is_found_in_the_cache_at_its_pinned_revision(monkeypatch, random_f
     assert not any("bin" in pattern for pattern in options["allow_patterns"])
 
 
+def test_a_cache_with_a_tokenizer_alone_is_not_enough(monkeypatch, tmp_path, random_folder):
+    downloads = []
+
+    def snapshot(repository, local_files_only=False, **options):
+        if local_files_only:
+            return str(tmp_path)
+        downloads.append(repository)
+        return str(random_folder)
+
+    (tmp_path / "config.json").touch()
+    monkeypatch.setattr(models, "snapshot_download", snapshot)
+    monkeypatch.setattr(HfApi, "model_info", lambda *args, **options: None)
+    assert load_model("gpt2").config.n_layer == 3
+    assert downloads == ["openai-community/gpt2"]
+    monkeypatch.setattr(models, "snapshot_download", lambda *args, **options: str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no weights in the safetensors format"):
+        load_model("gpt2")
+
+
+def test_folders_are_found_from_here_from_home_and_from_the_course(monkeypatch, random_folder):
+    monkeypatch.chdir(random_folder.parent)
+    monkeypatch.setenv("HOME", str(random_folder.parent))
+    for name in (random_folder.name, f"./{random_folder.name}", f"~/{random_folder.name}"):
+        assert models.find_model(name).samefile(random_folder)
+    assert models.find_model("data/ioi-mini") == DATA / "ioi-mini"
+
+
 def test_a_family_with_other_names_is_refused(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(DATA / "ioi-mini")
     config = LlamaConfig(
@@ -106,7 +136,7 @@ def test_a_family_with_other_names_is_refused(tmp_path):
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"LlamaForCausalLM.*laid out like GPT-2"):
+    with pytest.raises(ValueError, match=r"is of the family 'llama'.*use load_model"):
         load_model(str(tmp_path))
 
 

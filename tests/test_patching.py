@@ -1,10 +1,12 @@
 """`patch_layers` against plain hooks, controls, and bad input."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from reference import patched_logit_diff
 
+from helpers import patching
 from helpers.metrics import logit_diff
 from helpers.patching import SITES, patch_layers, progress_bar
 from helpers.prompts import PromptPair, differing_positions
@@ -118,8 +120,9 @@ def test_any_metric_can_be_passed_in(model, pair):
     assert table["answer_logit"].to_numpy() == pytest.approx(expected, abs=1e-4)
 
 
-def test_inputs_are_left_alone_and_a_failed_sweep_does_no_harm(model, mixed_pairs):
+def test_a_failed_sweep_does_no_harm(model, mixed_pairs, monkeypatch):
     before = patch_layers(model, mixed_pairs, site="attn_out")
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
     calls = []
 
     def failing(logits, answers, foils):
@@ -130,7 +133,19 @@ def test_inputs_are_left_alone_and_a_failed_sweep_does_no_harm(model, mixed_pair
 
     with pytest.raises(RuntimeError, match="stop"):
         patch_layers(model, mixed_pairs, metric=failing)
+    with monkeypatch.context() as context:
+        context.setitem(SITES, "mlp_out", lambda block: block.mlp.output.no_such_part)
+        with pytest.raises(AttributeError, match="no_such_part"):
+            patch_layers(model, mixed_pairs, site="mlp_out")
     pd.testing.assert_frame_equal(patch_layers(model, mixed_pairs, site="attn_out"), before)
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("position", [torch.tensor(3), np.int64(3), np.array([3]), [3], -13])
+def test_positions_may_come_in_any_container(model, pair, position):
+    options = {"site": "attn_out", "normalize": False}
+    expected = patch_layers(model, pair, position=3, **options)
+    pd.testing.assert_frame_equal(patch_layers(model, pair, position=position, **options), expected)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +163,11 @@ def test_inputs_are_left_alone_and_a_failed_sweep_does_no_harm(model, mixed_pair
         ({"batch_size": 2.5}, "batch_size is 2.5"),
         ({"metric": lambda logits, answers, foils: logits}, "one number per pair"),
         ({"metric": lambda logits, answers, foils: 1.0}, "one number per pair"),
-        ({"metric": lambda logits, a, f: logits[:, 0] * float("nan")}, "not a finite number"),
+        (
+            {"metric": lambda logits, a, f: logits[:, 0] * float("nan"), "normalize": False},
+            "not finite numbers",
+        ),
+        ({"site": ["attn_out"]}, "no site"),
         ({"metric": lambda logits, a, f: logits[:, 0] * 0}, "differ by only 0.0000"),
     ],
 )
@@ -171,9 +190,15 @@ def test_bad_pairs(model, pair):
         patch_layers(model, same)
 
 
-def test_progress_bar_shows_only_on_request_and_only_if_slow(capsys):
+def test_progress_bar_shows_only_on_request_and_only_if_slow(monkeypatch, capsys):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
     with progress_bar("quick", 2, show=True) as bar:
         bar.update(2)
-    with progress_bar("off", 2, show=False) as bar:
-        assert bar.disable
     assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(patching, "SECONDS_BEFORE_PROGRESS_BAR", 0)
+    with progress_bar("not asked for", 2, show=False) as bar:
+        bar.update(2)
+    assert capsys.readouterr() == ("", "")
+    with progress_bar("slow", 2, show=True) as bar:
+        bar.update(2)
+    assert "slow" in capsys.readouterr().err

@@ -1,11 +1,13 @@
 """What the shipped model must show, on prompts that were never trained on."""
 
+import random
 import re
 
 import pytest
+import torch
 from conftest import ROOT
 
-from helpers.corpus import is_held_out
+from helpers.corpus import NAMES, is_held_out
 from helpers.picture import fresh_pairs, take_picture
 from helpers.prompts import load_pairs
 
@@ -30,6 +32,35 @@ def test_fresh_pairs_are_many_varied_and_held_out():
     assert len({pair.template for pair in pairs}) >= 20
     assert sum(pair.order == "ABBA" for pair in pairs) == len(pairs) / 2
     assert all(is_held_out(pair.answer.strip(), pair.foil.strip()) for pair in pairs)
+
+
+HAND_WRITTEN = (
+    "Yesterday {A} and {B} walked into the cinema, and {S} offered an umbrella to",
+    "After a long week, {A} and {B} finally met at the station. It was late. {S} gave a wallet to",
+    "{A} saw {B} at the airport, so {S} sent a book to",
+    "There was a party. {A} and {B} were invited, and {S} brought a present for",
+    "{C} stayed at home. {A} and {B} went to the park, and {S} gave a ring to",
+    "After {A} and {B} went to the school with the dog of {C}, {S} gave a book to",
+    "When {A} and {B} played a game in the garden, {S} threw the ball to",
+    "As {A} and {B} crossed the old bridge, {S} whispered a secret to",
+    "Once upon a time {A} and {B} lived in a small village. One morning, {S} gave a ring to",
+    "In the kitchen, {A} and {B} baked a cake for the teacher. Then {S} gave a slice of cake to",
+)
+
+
+def test_it_does_the_task_in_sentences_that_its_grammar_cannot_make(model):
+    rng = random.Random(0)
+    right = []
+    for sentence in HAND_WRITTEN:
+        for order in ("AB", "BA"):
+            for _ in range(10):
+                names = dict(zip("ABC", rng.sample(NAMES, 3), strict=True))
+                prompt = sentence.format(**names, S=names[order[0]])
+                answer, foil = model.tokenizer.encode(f" {names[order[1]]} {names[order[0]]}")
+                with torch.no_grad(), model.trace(prompt):
+                    logits = model.lm_head.output[0, -1].save()
+                right.append(bool(logits[answer] > logits[foil]))
+    assert sum(right) / len(right) >= 0.95
 
 
 def test_the_model_does_the_task_in_both_orders(picture):

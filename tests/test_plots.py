@@ -42,6 +42,12 @@ def test_lines_of_a_sweep_without_prompts(sweep):
     assert ax.lines[0].get_ydata().tolist() == pytest.approx([0.0, 0.3, 0.9])
 
 
+def test_sweeps_with_and_without_prompts_stand_together(sweep):
+    ax = layer_lines({"each": sweep, "mean": sweep.groupby("layer").mean()})
+    drawn = [line.get_ydata().tolist() for line in ax.lines if len(line.get_xdata()) == 3]
+    assert drawn.count(pytest.approx([0.0, 0.3, 0.9])) == 2
+
+
 def test_lines_draw_where_they_are_told(sweep):
     ax = plt.subplots()[1]
     assert layer_lines({"one": sweep}, ax=ax) is ax
@@ -56,7 +62,8 @@ def test_lines_refuse_what_cannot_stand_in_one_figure(sweep, other):
 
 def test_spread_draws_every_value():
     values = pd.DataFrame({"clean": [1.0, 2.0, 3.0], "order": ["ABBA", "BABA", "ABBA"]})
-    ax = spread(values, x="clean", by="order")
+    ax = spread(values, x="clean", by="order", label="logits")
+    assert ax.get_xlabel() == "logits"
     drawn = sorted(x for points in ax.collections for x, _ in points.get_offsets())
     assert drawn == [1.0, 2.0, 3.0]
     with pytest.raises(ValueError, match="no column 'dirty'; there are clean, order"):

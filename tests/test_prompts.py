@@ -132,6 +132,7 @@ def test_filters():
         ({"order": "AABB"}, "No pairs of order 'AABB'; there are ABBA, BABA"),
         ({"template": "nowhere"}, "No pairs of template 'nowhere'; there are after_went"),
         ({"count": 10_000}, "count is 10000, but there are 240"),
+        ({"count": 2.5}, "count is 2.5"),
         ({"count": 0}, "count is 0"),
         ({"count": -1}, "count is -1"),
     ],

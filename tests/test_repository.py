@@ -19,9 +19,10 @@ DOCUMENTS = [
 
 def tracked_files():
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode:
-        pytest.skip("this is not a git checkout, so there is no list of the course's files")
+    try:
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("without git or a checkout there is no list of the course's files")
     return [ROOT / name for name in listed.stdout.splitlines()]
 
 
@@ -73,7 +74,7 @@ def test_conda_installs_what_make_installs():
     *packages, by_pip = environment["dependencies"]
     assert packages == ["python=3.12", "pip"]
     install = re.search(r"pip install (.+)", (ROOT / "Makefile").read_text())[1]
-    arguments = install.replace('"', "").split()
+    arguments = install.replace('"', "").replace("$(CONSTRAINTS)", "constraints.txt").split()
     options = {"--quiet", "--disable-pip-version-check"}
     assert [a for a in arguments if a not in options] == " ".join(by_pip["pip"]).split()
 
@@ -92,7 +93,7 @@ def test_ci_calls_the_test_command():
     assert "make test" in (ROOT / ".ci" / "run").read_text()
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
     for job in workflow["jobs"].values():
-        assert {"run": "make test"} in job["steps"]
+        assert "make test" in [step.get("run") for step in job["steps"]]
 
 
 def test_readme_lists_the_chapters():

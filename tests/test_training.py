@@ -27,7 +27,8 @@ from helpers.training import (
 )
 
 TINY = Recipe(
-    layers=5, heads=2, width=16, steps=6, stories=4, warmup=2, exchange_from=1, mixed_from=4,
+    layers=5, heads=2, width=16, steps=6,
+    restart_from=5, stories=4, warmup=2, exchange_from=1, mixed_from=4,
     full_text_from=2, more_names_from=1, all_names_from=3, readout_until=4, drop_heads_from=3,
 )  # fmt: skip
 
@@ -76,7 +77,7 @@ def test_seed_decides(tokenizer):
 
 def test_nothing_is_overwritten_unasked(tmp_path):
     (tmp_path / "kept").touch()
-    command = [sys.executable, "-m", "helpers.training", str(tmp_path), "--steps", "1"]
+    command = [sys.executable, "-m", "helpers.training", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode != 0
     assert "choose another folder, or add --overwrite" in result.stderr
@@ -144,4 +145,6 @@ def test_schedules():
     assert len(names_in_play(recipe, 0)) == recipe.first_names
     assert names_in_play(recipe, recipe.all_names_from) == NAMES
     assert learning_rate(recipe, 0) < learning_rate(recipe, recipe.warmup)
-    assert learning_rate(recipe, recipe.steps - 1) == pytest.approx(0.02)
+    assert learning_rate(recipe, recipe.restart_from - 1) == pytest.approx(0.02)
+    assert learning_rate(recipe, recipe.restart_from) == pytest.approx(recipe.restart)
+    assert 0 < learning_rate(recipe, recipe.steps - 1) < 0.01
