@@ -50,7 +50,7 @@ class Picture:
     stream: pd.DataFrame
     heads: pd.DataFrame
 
-    def to_text(self, smallest: float = 0.02) -> str:
+    def to_text(self, smallest: float = 0.04) -> str:
         """Write three small tables; heads below `smallest` in every column are left out."""
         strong = self.heads[(self.heads.abs() >= smallest).any(axis=1)]
         tables = (self.behaviour, self.stream, strong)

@@ -43,8 +43,7 @@ class Recipe:
         layers, heads, width: shape of the model.
         steps: optimisation steps, each on `stories` stories in four versions.
         longest: stories of more tokens are left out.
-        learning_rate: its highest value, after `warmup` steps; it then falls linearly until
-            `restart_from`, and from there once more, from the share `restart` of that value.
+        learning_rate: its highest value, after `warmup` steps; it then falls linearly.
         answer_weight, subject_weight: of these tokens in the loss; others have weight 1.
         first_names: how many names are in play at first, until `more_names_from`; their
             number then grows linearly until all are in play at `all_names_from`.
@@ -60,7 +59,7 @@ class Recipe:
     layers: int = 6
     heads: int = 8
     width: int = 128
-    steps: int = 2800
+    steps: int = 2200
     stories: int = 24
     longest: int = 60
     learning_rate: float = 2e-3
@@ -75,11 +74,9 @@ class Recipe:
     mixed_from: int = 1700
     readout_until: int = 1400
     drop_heads_from: int = 1000
-    drop_heads: float = 0.06
-    drop_low_heads: float = 0.12
-    restart_from: int = 2200
-    restart: float = 0.3
-    seed: int = 1
+    drop_heads: float = 0.05
+    drop_low_heads: float = 0.3
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -350,11 +347,8 @@ def train(
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Share of the highest learning rate at a step: it rises, falls, and falls once more."""
-    if step >= recipe.restart_from:
-        left = (recipe.steps - step) / (recipe.steps - recipe.restart_from)
-        return recipe.restart * left
-    return min(1.0, (step + 1) / recipe.warmup) * max(0.02, 1 - step / recipe.restart_from)
+    """Share of the highest learning rate at a step: it rises, then falls to a fiftieth."""
+    return min(1.0, (step + 1) / recipe.warmup) * max(0.02, 1 - step / recipe.steps)
 
 
 def save(model: GPT2LMHeadModel, tokenizer: GPT2Tokenizer, folder: Path) -> None:
