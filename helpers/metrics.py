@@ -1,11 +1,16 @@
-"""Measures of how strongly a model prefers the answer to the foil."""
+"""Measures of what a model predicts, and the scale from the corrupted to the clean run."""
 
 import torch
 
 MIN_DIFFERENCE = 0.05
 
 
-def logit_diff(logits: torch.Tensor, answers: torch.Tensor, foils: torch.Tensor) -> torch.Tensor:
+def logit_diff(
+    logits: torch.Tensor,
+    answers: torch.Tensor,
+    foils: torch.Tensor,
+    clean_logits: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Logit of the answer minus logit of the foil, for each prompt.
 
     The softmax turns it into log(probability of answer / probability of foil), since what
@@ -15,6 +20,7 @@ def logit_diff(logits: torch.Tensor, answers: torch.Tensor, foils: torch.Tensor)
         logits: at the last position, `[pair, vocabulary]`.
         answers: token ids, `[pair]`.
         foils: token ids, `[pair]`.
+        clean_logits: not used; sweeps give them to every metric.
 
     Returns:
         One difference per prompt, `[pair]`, in logits (natural-log units).
@@ -30,6 +36,51 @@ def logit_diff(logits: torch.Tensor, answers: torch.Tensor, foils: torch.Tensor)
         )
     rows = torch.arange(len(logits), device=logits.device)
     return logits[rows, answers.to(logits.device)] - logits[rows, foils.to(logits.device)]
+
+
+def answer_probability(
+    logits: torch.Tensor,
+    answers: torch.Tensor,
+    foils: torch.Tensor | None = None,
+    clean_logits: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Probability of the answer among all tokens, for each prompt.
+
+    Args:
+        logits: at the last position, `[pair, vocabulary]`.
+        answers: token ids, `[pair]`.
+        foils: not used, like the next; sweeps give them to every metric.
+        clean_logits: not used.
+
+    Returns:
+        One probability per prompt, `[pair]`.
+    """
+    rows = torch.arange(len(logits), device=logits.device)
+    return logits.softmax(dim=-1)[rows, answers.to(logits.device)]
+
+
+def kl_from_clean(
+    logits: torch.Tensor,
+    answers: torch.Tensor,
+    foils: torch.Tensor,
+    clean_logits: torch.Tensor,
+) -> torch.Tensor:
+    """Kullback-Leibler divergence of a run's prediction from that of the clean run.
+
+    The sum over all tokens of p_clean · (log p_clean − log p): 0 where both predict the same,
+    and larger the more they differ, in whichever words.
+
+    Args:
+        logits: at the last position, `[pair, vocabulary]`.
+        answers: not used, like the next; sweeps give them to every metric.
+        foils: not used.
+        clean_logits: those of the clean runs, `[pair, vocabulary]`.
+
+    Returns:
+        One divergence per prompt, `[pair]`, in nats.
+    """
+    log_clean, log_now = clean_logits.log_softmax(dim=-1), logits.log_softmax(dim=-1)
+    return (log_clean.exp() * (log_clean - log_now)).sum(dim=-1)
 
 
 def recovered(patched: torch.Tensor, clean: torch.Tensor, corrupted: torch.Tensor) -> torch.Tensor:

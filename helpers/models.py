@@ -10,6 +10,7 @@ import transformers
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from nnsight import TransformersModel
+from transformers import AutoConfig
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 DEFAULT_MODEL = "ioi-mini"
@@ -19,11 +20,32 @@ MODEL_FILES = ["*.json", "*.txt", "*.safetensors"]
 HUB_TIMEOUT_SECONDS = 3
 CHECKSUMS = "SHA256SUMS"
 
+FAMILIES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2")
+# What the families call the parts that the course patches, and one name for all of them:
+# `model.blocks[3].attention.projection` works beside each family's own names.
+NAMES_OF_PARTS = {
+    "transformer.h": "blocks",
+    "gpt_neox.layers": "blocks",
+    "model.layers": "blocks",
+    "attn": "attention",
+    "self_attn": "attention",
+    "attn.c_proj": "attn.projection",
+    "attention.dense": "attention.projection",
+    "self_attn.o_proj": "self_attn.projection",
+    "transformer.ln_f": "final_norm",
+    "gpt_neox.final_layer_norm": "final_norm",
+    "model.norm": "final_norm",
+}
+
 transformers.utils.logging.disable_progress_bar()
 
 
 def load_model(name: str | None = None, *, device: str | None = None) -> TransformersModel:
     """Load a language model for tracing, in evaluation mode and in float32.
+
+    Beside the names that its family gives them, every model's parts have the names of
+    `NAMES_OF_PARTS`: `model.blocks`, and in each block `attention`, `attention.projection` and
+    `mlp`.
 
     Args:
         name: `"ioi-mini"` (ships with the course), `"gpt2"` (GPT-2 small), any repository
@@ -36,18 +58,20 @@ def load_model(name: str | None = None, *, device: str | None = None) -> Transfo
     Raises:
         FileNotFoundError: there is no such folder, or the shipped files are incomplete.
         ConnectionError: the hub cannot be reached and its cache does not hold the model.
-        ValueError: the shipped files are damaged, or the model is not laid out like GPT-2.
+        ValueError: the shipped files are damaged, or the model's family is not known.
     """
     name = name or os.environ.get("COURSE_MODEL") or DEFAULT_MODEL
+    folder = find_model(name)
+    check_family(folder, name)
     model = TransformersModel(
-        str(find_model(name)),
+        str(folder),
         task="text-generation",
         device_map=None,
         device=device or best_device(),
         dtype=torch.float32,
         dispatch=True,
+        rename=NAMES_OF_PARTS,
     )
-    check_layout(model, name)
     model.eval()
     return model
 
@@ -139,11 +163,12 @@ def check_shipped_files(folder: Path) -> None:
             raise ValueError(f"{path} is not the file that ships with the course: {remedy}")
 
 
-def check_layout(model: TransformersModel, name: str) -> None:
-    """Raise a `ValueError` unless the model's parts have GPT-2's names and shapes."""
-    if model.config.model_type != "gpt2":
+def check_family(folder: Path, name: str) -> None:
+    """Raise a `ValueError` unless the course knows where this model keeps its parts."""
+    family = AutoConfig.from_pretrained(folder).model_type
+    if family not in FAMILIES:
         raise ValueError(
-            f"{name!r} is of the family {model.config.model_type!r}, and the course needs a model "
-            'of the family "gpt2", whose parts it knows by name: use load_model("ioi-mini") or '
-            'load_model("gpt2").'
+            f"{name!r} is of the family {family!r}. The course knows the parts of the families "
+            f"{', '.join(FAMILIES)}: choose a model of one of them, such as "
+            'load_model("ioi-mini") or load_model("gpt2").'
         )

@@ -9,32 +9,34 @@ Every sweep does three kinds of run:
 `direction="denoise"` puts clean activations into the corrupted run, `direction="noise"`
 puts corrupted activations into the clean run. The scale is the same for both:
 0 is the corrupted run, 1 is the clean run.
+
+`patch_layers` describes the arguments that all sweeps share. How they are made fast is in
+`helpers.engine`.
 """
 
+import inspect
 import operator
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
 
-import nnsight
 import pandas as pd
 import torch
 from nnsight import TransformersModel
 from tqdm.auto import tqdm
 
+from helpers.engine import SITES, Batches, Cell, Measured, Metric, Part, Sweep
 from helpers.metrics import logit_diff, recovered
-from helpers.prompts import PromptPair, TokenizedPairs, as_list, tokenize_pairs
+from helpers.prompts import PromptPair, as_list, position_labels, tokenize_pairs
 
-Metric = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-
-SITES = {
-    "resid_pre": lambda block: block.input,
-    "resid_post": lambda block: block.output,
-    "attn_out": lambda block: block.attn.output[0],
-    "mlp_out": lambda block: block.mlp.output,
-}
+STREAM_SITES = tuple(site for site in SITES if site != "z")
 DIRECTIONS = ("denoise", "noise")
+BATCH_SIZE = 128
 SECONDS_BEFORE_PROGRESS_BAR = 5
+
+Positions = int | Sequence[int] | None
 
 
 def patch_layers(
@@ -42,12 +44,12 @@ def patch_layers(
     pairs: PromptPair | Sequence[PromptPair],
     *,
     site: str = "resid_post",
-    position: int | Sequence[int] | None = None,
+    position: Positions = None,
     direction: str = "denoise",
     metric: Metric = logit_diff,
     normalize: bool = True,
     per_prompt: bool = False,
-    batch_size: int = 128,
+    batch_size: int = BATCH_SIZE,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Patch one site of one layer at a time, for every layer.
@@ -60,182 +62,360 @@ def patch_layers(
         position: where to patch: one position for all pairs (-1 is the last), a list with one
             position per pair, or None for all positions at once.
         direction: `"denoise"` (clean into corrupted) or `"noise"` (corrupted into clean).
-        metric: `metric(logits, answers, foils)` of the logits at the last position,
-            `[pair, vocabulary]`, and two vectors of token ids, `[pair]`, returns `[pair]`.
+        metric: `metric(logits, answers, foils, clean_logits)` of the logits at the last
+            position, `[pair, vocabulary]`, two vectors of token ids, `[pair]`, and the logits
+            of the clean runs, returns one number per pair, `[pair]`. `helpers.metrics` has some.
         normalize: give the result on the scale from 0 (corrupted run) to 1 (clean run)
             instead of in the metric's own unit.
         per_prompt: keep one value per prompt, each on the scale of its own two runs, instead of
             the mean over prompts. The mean is taken before normalizing, so that a prompt with a
             small clean-corrupted difference counts little in it.
-        batch_size: pairs that are run together; it bounds memory and changes no result.
+        batch_size: how many runs are done at a time; it bounds memory and changes no result.
+            If memory runs out all the same, smaller batches are tried.
         progress: show a bar if the sweep takes more than a few seconds.
 
     Returns:
-        A table with rows `layer` (with `per_prompt`, rows `prompt`, `layer`) and one column,
-        `"recovered"`, or the metric's name if `normalize` is False.
+        A table with rows `layer` and one column, `"recovered"`, or the metric's name if
+        `normalize` is False. With `per_prompt`, rows are `prompt`, `layer`.
 
     Raises:
         ValueError: an argument is unknown or out of range, a pair cannot be patched
             (see `check_pair`), or clean and corrupted are too close to normalize.
     """
+    check_choice("site", site, STREAM_SITES)
+    layers = range(len(model.blocks))
+    cells = [[Part(layer, position=position)] for layer in layers]
+    measured = run_cells(model, pairs, cells, site, direction, metric, batch_size, progress)
+    rows = pd.Index(layers, name="layer")
+    return to_table(measured, rows, None, metric, normalize, per_prompt)
+
+
+def patch_positions(
+    model: TransformersModel,
+    pairs: PromptPair | Sequence[PromptPair],
+    *,
+    site: str = "resid_post",
+    direction: str = "denoise",
+    metric: Metric = logit_diff,
+    normalize: bool = True,
+    per_prompt: bool = False,
+    batch_size: int = BATCH_SIZE,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Patch one site in one layer at one position at a time, for all layers and positions.
+
+    The arguments are those of `patch_layers`, but all pairs must have equally many tokens.
+
+    Returns:
+        A table with rows `layer` (with `per_prompt`, rows `prompt`, `layer`) and columns
+        `position`, labelled with index and token of the clean prompt, as `position_labels` does.
+    """
+    check_choice("site", site, STREAM_SITES)
+    columns = pd.Index(position_labels(model.tokenizer, pairs), name="position")
+    layers = range(len(model.blocks))
+    cells = [[Part(n, position=position)] for n, position in product(layers, range(len(columns)))]
+    measured = run_cells(model, pairs, cells, site, direction, metric, batch_size, progress)
+    rows = pd.Index(layers, name="layer")
+    return to_table(measured, rows, columns, metric, normalize, per_prompt)
+
+
+def patch_heads(
+    model: TransformersModel,
+    pairs: PromptPair | Sequence[PromptPair],
+    *,
+    position: Positions = None,
+    direction: str = "denoise",
+    metric: Metric = logit_diff,
+    normalize: bool = True,
+    per_prompt: bool = False,
+    batch_size: int = BATCH_SIZE,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Patch the output of one attention head at a time, for all heads of all layers.
+
+    What is patched is `z`, the head's output before the output projection mixes the heads.
+    The arguments are those of `patch_layers`.
+
+    Returns:
+        A table with rows `layer` (with `per_prompt`, rows `prompt`, `layer`) and columns `head`.
+    """
+    layers, columns = range(len(model.blocks)), pd.RangeIndex(count_heads(model), name="head")
+    cells = [[Part(layer, head, position)] for layer, head in product(layers, columns)]
+    measured = run_cells(model, pairs, cells, "z", direction, metric, batch_size, progress)
+    rows = pd.Index(layers, name="layer")
+    return to_table(measured, rows, columns, metric, normalize, per_prompt)
+
+
+def patch_heads_by_position(
+    model: TransformersModel,
+    pairs: PromptPair | Sequence[PromptPair],
+    heads: Iterable[tuple[int, int]] | None = None,
+    *,
+    direction: str = "denoise",
+    metric: Metric = logit_diff,
+    normalize: bool = True,
+    per_prompt: bool = False,
+    batch_size: int = BATCH_SIZE,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Patch the output of one attention head at one position at a time.
+
+    Args:
+        model: from `load_model`.
+        pairs: one pair or several of equally many tokens.
+        heads: which heads, each as (layer, head); None for all of them.
+        direction: this and the rest as in `patch_layers`.
+        metric: see there.
+        normalize: see there.
+        per_prompt: see there.
+        batch_size: see there.
+        progress: see there.
+
+    Returns:
+        A table with rows `layer`, `head` (with `per_prompt`, rows `prompt`, `layer`, `head`)
+        and columns `position`, labelled as `position_labels` does.
+    """
+    if heads is None:
+        heads = product(range(len(model.blocks)), range(count_heads(model)))
+    rows = index_of_heads(heads)
+    columns = pd.Index(position_labels(model.tokenizer, pairs), name="position")
+    cells = [[Part(*head, position)] for head, position in product(rows, range(len(columns)))]
+    measured = run_cells(model, pairs, cells, "z", direction, metric, batch_size, progress)
+    return to_table(measured, rows, columns, metric, normalize, per_prompt)
+
+
+def patch_together(
+    model: TransformersModel,
+    pairs: PromptPair | Sequence[PromptPair],
+    sets: Mapping[str, Iterable[Part]],
+    *,
+    site: str = "z",
+    direction: str = "denoise",
+    metric: Metric = logit_diff,
+    normalize: bool = True,
+    per_prompt: bool = False,
+    batch_size: int = BATCH_SIZE,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Patch several parts in one run, for each of some sets of parts.
+
+    Args:
+        model: from `load_model`.
+        pairs: one pair or several.
+        sets: under a name of your choice, the parts that are patched at once, for example
+            `{"both": [Part(layer=2, head=0), Part(layer=4, head=1)]}`.
+        site: as in `patch_layers`, or `"z"` for heads.
+        direction: this and the rest as in `patch_layers`.
+        metric: see there.
+        normalize: see there.
+        per_prompt: see there.
+        batch_size: see there.
+        progress: see there.
+
+    Returns:
+        A table with rows `patched`, the names of the sets (with `per_prompt`, rows `prompt`,
+        `patched`), and one column as in `patch_layers`.
+    """
     check_choice("site", site, SITES)
+    cells = [list(parts) for parts in sets.values()]
+    if not cells or not all(cells):
+        raise ValueError("There is nothing to patch: give at least one set, and no empty ones.")
+    measured = run_cells(model, pairs, cells, site, direction, metric, batch_size, progress)
+    rows = pd.Index(sets.keys(), name="patched")
+    return to_table(measured, rows, None, metric, normalize, per_prompt)
+
+
+def run_cells(
+    model: TransformersModel,
+    pairs: PromptPair | Sequence[PromptPair],
+    cells: Sequence[Cell],
+    site: str,
+    direction: str,
+    metric: Metric,
+    batch_size: int,
+    progress: bool,
+) -> Measured:
+    """Patch every cell into every pair; pairs of one length are run together, none is padded."""
     check_choice("direction", direction, DIRECTIONS)
+    check_metric(metric)
+    batch_size = whole_number("batch_size", batch_size)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, but must be 1 or more.")
     pairs = as_list(pairs)
-    positions = positions_of_pairs(position, len(pairs))
-    batches = batches_of_one_length(model, pairs, batch_size)
-    layers = range(len(model.transformer.h))
-    patched = torch.empty(len(pairs), len(layers))
-    clean, corrupted = torch.empty(len(pairs)), torch.empty(len(pairs))
-    with progress_bar(f"patch {site}", len(batches) * len(layers), progress) as bar:
-        for rows, tokens in batches:
-            sweep = Sweep(model, tokens, site, direction, metric)
-            clean[rows], corrupted[rows] = sweep.clean, sweep.corrupted
-            where = where_to_patch(tokens, positions and [positions[row] for row in rows])
-            for layer in layers:
-                patched[rows, layer] = sweep.patch(layer, where)
-                bar.update()
-    if not per_prompt:
-        patched, clean, corrupted = (
-            x.mean(dim=0, keepdim=True) for x in (patched, clean, corrupted)
-        )
-    if normalize:
-        patched = recovered(patched, clean[:, None], corrupted[:, None])
-    column = "recovered" if normalize else getattr(metric, "__name__", "metric")
-    return to_table(patched, column) if per_prompt else to_table(patched, column).loc[0]
-
-
-class Sweep:
-    """One batch of pairs of one length: its donor and base runs, done once, and patched runs.
-
-    Attributes:
-        donor: activations of the donor run at the site, one `[pair, position, d_model]` a layer.
-        clean: the metric of the clean runs, `[pair]`.
-        corrupted: the metric of the corrupted runs, `[pair]`.
-    """
-
-    def __init__(
-        self,
-        model: TransformersModel,
-        tokens: TokenizedPairs,
-        site: str,
-        direction: str,
-        metric: Metric,
-    ) -> None:
-        self.model, self.tokens, self.site, self.metric = model, tokens, site, metric
-        clean_logits, clean_activations = run_and_save(model, tokens.clean, site)
-        corrupted_logits, corrupted_activations = run_and_save(model, tokens.corrupted, site)
-        denoise = direction == "denoise"
-        self.donor = clean_activations if denoise else corrupted_activations
-        self.base = tokens.corrupted if denoise else tokens.clean
-        self.clean, self.corrupted = self.measure(clean_logits), self.measure(corrupted_logits)
-
-    def measure(self, logits: torch.Tensor) -> torch.Tensor:
-        """Apply the metric to logits `[pair, vocabulary]`, checking what it returns."""
-        result = self.metric(logits, self.tokens.answers, self.tokens.foils)
-        if not isinstance(result, torch.Tensor) or result.shape != (len(logits),):
-            raise ValueError(
-                f"The metric must return one number per pair, a tensor of shape ({len(logits)},), "
-                f"but returned {getattr(result, 'shape', result)}."
-            )
-        if not result.isfinite().all():
-            raise ValueError(f"The metric returned values that are not finite numbers: {result}.")
-        return result.cpu()
-
-    def patch(self, layer: int, where: tuple) -> torch.Tensor:
-        """Run the base prompts with the donor's activation in one layer; metric `[pair]`."""
-        donor = self.donor[layer][where]
-        with torch.no_grad(), self.model.trace(self.base, logits_to_keep=1):
-            SITES[self.site](self.model.transformer.h[layer])[where] = donor
-            logits = self.model.lm_head.output[:, -1].save()
-        return self.measure(logits)
-
-
-def run_and_save(
-    model: TransformersModel, ids: torch.Tensor, site: str
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Run prompts `[pair, position]` without a patch.
-
-    Returns:
-        The logits at the last position, `[pair, vocabulary]`, and the activations at the
-        site, for each layer `[pair, position, d_model]`.
-    """
-    with torch.no_grad(), model.trace(ids, logits_to_keep=1):
-        activations = nnsight.save([SITES[site](block) for block in model.transformer.h])
-        logits = model.lm_head.output[:, -1].save()
-    return logits, activations
-
-
-def batches_of_one_length(
-    model: TransformersModel, pairs: list[PromptPair], batch_size: int
-) -> list[tuple[list[int], TokenizedPairs]]:
-    """Split pairs into batches of prompts with equally many tokens, so that none is padded.
-
-    Returns:
-        For each batch the indices of its pairs, and its token ids.
-    """
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size!r}, but must be a whole number from 1 up.")
-    rows_of_length = defaultdict(list)
-    for row, pair in enumerate(pairs):
-        rows_of_length[len(model.tokenizer.encode(pair.clean))].append(row)
-    longest, limit = max(rows_of_length), model.config.max_position_embeddings
-    if longest > limit:
-        raise ValueError(f"A prompt has {longest} tokens, but the model takes at most {limit}.")
-    chunks = (
-        rows[start : start + batch_size]
-        for rows in rows_of_length.values()
-        for start in range(0, len(rows), batch_size)
+    lengths = [len(model.tokenizer.encode(pair.clean)) for pair in pairs]
+    check_lengths(model, lengths)
+    cells = [[resolve(model, part, site, lengths) for part in cell] for cell in cells]
+    measured = Measured(
+        patched=torch.empty(len(pairs), len(cells)),
+        clean=torch.empty(len(pairs)),
+        corrupted=torch.empty(len(pairs)),
     )
-    return [(rows, tokenize_pairs(model.tokenizer, [pairs[r] for r in rows])) for rows in chunks]
+    row_batches, pair_batches = Batches(batch_size), Batches(batch_size)
+    with progress_bar(f"patch {site}", len(pairs) * len(cells), progress) as bar:
+
+        def work(chosen: Sequence[int]) -> None:
+            sweep = Sweep(
+                model,
+                tokenize_pairs(model.tokenizer, [pairs[index] for index in chosen]),
+                [[of_pairs(part, chosen) for part in cell] for cell in cells],
+                site=site,
+                direction=direction,
+                metric=metric,
+                batches=row_batches,
+            )
+            sweep.run(tick=bar.update)
+            measured.patched[chosen] = sweep.patched
+            measured.clean[chosen], measured.corrupted[chosen] = sweep.clean, sweep.corrupted
+
+        for indices in group_by(lengths).values():
+            pair_batches.run(indices, work)
+    return measured
 
 
-def positions_of_pairs(position: int | Sequence[int] | None, count: int) -> list[int] | None:
-    """Give every pair its position; None stands for all positions."""
-    if position is None:
-        return None
+def resolve(model: TransformersModel, part: Part, site: str, lengths: list[int]) -> Part:
+    """Check a part against the model, and give every pair its position, counted from 0."""
+    if not isinstance(part, Part):
+        raise ValueError(f"{part!r} was given; write Part(layer=..., head=..., position=...).")
+    layer = index_from("layer", part.layer, len(model.blocks))
+    head = part.head
+    if head is not None:
+        if site != "z":
+            raise ValueError(f"Head {head!r} was given, but only the site 'z' has heads.")
+        head = index_from("head", head, count_heads(model))
+    if part.position is None:
+        return Part(layer, head)
+    positions = positions_of_pairs(part.position, len(lengths))
+    return Part(layer, head, [*map(position_from, positions, lengths)])
+
+
+def index_of_heads(heads: Iterable[tuple[int, int]]) -> pd.MultiIndex:
+    """Make an index with one entry for each (layer, head)."""
+    try:
+        numbers = [(whole_number("layer", n), whole_number("head", h)) for n, h in heads]
+    except (TypeError, ValueError):
+        raise ValueError("Give heads as a list of (layer, head), such as [(2, 0)].") from None
+    if not numbers:
+        raise ValueError("No heads were given: name at least one, as (layer, head).")
+    return pd.MultiIndex.from_tuples(numbers, names=["layer", "head"])
+
+
+def of_pairs(part: Part, chosen: Sequence[int]) -> Part:
+    """Restrict a part's list of positions to some pairs."""
+    if part.position is None:
+        return part
+    return replace(part, position=[part.position[index] for index in chosen])
+
+
+def index_from(name: str, given: int, count: int) -> int:
+    """Check the number of a layer or head; unlike positions, these do not count from the end."""
+    index = whole_number(name, given)
+    if not 0 <= index < count:
+        raise ValueError(f"There is no {name} {index}: the model has {name}s 0 to {count - 1}.")
+    return index
+
+
+def position_from(given: int, length: int) -> int:
+    """Check a position in a prompt, and count it from 0."""
+    if not -length <= given < length:
+        raise ValueError(
+            f"Position {given} does not exist: the prompt has {length} tokens, so positions go "
+            f"from 0 to {length - 1}, or from -1 back to {-length}."
+        )
+    return given % length
+
+
+def positions_of_pairs(position: int | Sequence[int], count: int) -> list[int]:
+    """Give every pair its position."""
     try:
         positions = [operator.index(position)] * count
     except TypeError:
-        positions = whole_numbers(position)
+        try:
+            positions = [operator.index(one) for one in position]
+        except TypeError:
+            raise ValueError(
+                f"position is {position!r}, but must be a whole number, a list of them, or None."
+            ) from None
     if len(positions) != count:
         raise ValueError(f"{len(positions)} positions were given for {count} pairs.")
     return positions
 
 
-def whole_numbers(positions: Sequence[int]) -> list[int]:
-    """Make a list of whole numbers, from whatever holds some."""
+def whole_number(name: str, given: int) -> int:
+    """Return an int, from whatever stands for one."""
     try:
-        return [operator.index(position) for position in positions]
+        return operator.index(given)
     except TypeError:
-        raise ValueError(
-            f"position is {positions!r}, but must be a whole number, a list of them, or None."
-        ) from None
-
-
-def where_to_patch(tokens: TokenizedPairs, positions: list[int] | None) -> tuple:
-    """Index an activation `[pair, position, d_model]` at one position per pair, or at all."""
-    if positions is None:
-        return (slice(None), slice(None))
-    length = tokens.clean.shape[1]
-    for position in positions:
-        if not -length <= position < length:
-            raise ValueError(
-                f"Position {position!r} does not exist: the prompt has {length} tokens, so "
-                f"positions go from 0 to {length - 1}, or from -1 back to {-length}."
-            )
-    return (torch.arange(len(positions)), torch.tensor(positions))
-
-
-def to_table(values: torch.Tensor, column: str) -> pd.DataFrame:
-    """Turn values `[prompt, layer]` into a table with one named row for each."""
-    index = pd.MultiIndex.from_product(map(range, values.shape), names=["prompt", "layer"])
-    return pd.DataFrame({column: values.flatten().tolist()}, index=index)
+        raise ValueError(f"{name} is {given!r}, but must be a whole number.") from None
 
 
 def check_choice(name: str, given: str, known: Iterable[str]) -> None:
     """Raise a `ValueError` that lists what there is unless `given` is among it."""
     if given not in list(known):
         raise ValueError(f"There is no {name} {given!r}; choose one of {', '.join(known)}.")
+
+
+def check_metric(metric: Metric) -> None:
+    """Raise a `ValueError` unless the metric takes what the sweeps give it."""
+    try:
+        inspect.signature(metric).bind("logits", "answers", "foils", "clean_logits")
+    except TypeError as error:
+        raise ValueError(
+            "A metric must be a function metric(logits, answers, foils, clean_logits), but "
+            f"{metric!r} is not ({error})."
+        ) from None
+
+
+def check_lengths(model: TransformersModel, lengths: Sequence[int]) -> None:
+    """Raise a `ValueError` if a prompt is longer than the model or its attention reaches."""
+    reach = getattr(model.config, "sliding_window", None) or max(lengths)
+    limit = min(model.config.max_position_embeddings, reach)
+    if max(lengths) > limit:
+        raise ValueError(
+            f"A prompt has {max(lengths)} tokens, but this model of the family "
+            f"{model.config.model_type!r} can be patched in prompts of up to {limit}."
+        )
+
+
+def count_heads(model: TransformersModel) -> int:
+    """Count the attention heads of a layer."""
+    return model.config.num_attention_heads
+
+
+def group_by(keys: Sequence[int]) -> dict[int, list[int]]:
+    """List for each key at which indices it stands."""
+    groups = defaultdict(list)
+    for index, key in enumerate(keys):
+        groups[key].append(index)
+    return groups
+
+
+def to_table(
+    measured: Measured,
+    rows: pd.Index,
+    columns: pd.Index | None,
+    metric: Metric,
+    normalize: bool,
+    per_prompt: bool,
+) -> pd.DataFrame:
+    """Label what was measured; cells are in the order of rows, and within a row of columns.
+
+    Without columns there is one, named after what is measured. `attrs["measure"]` says it, too.
+    """
+    patched, clean, corrupted = measured.patched, measured.clean, measured.corrupted
+    if not per_prompt:
+        patched, clean, corrupted = (x.mean(0, keepdim=True) for x in (patched, clean, corrupted))
+    if normalize:
+        patched = recovered(patched, clean[:, None], corrupted[:, None])
+    measure = "recovered" if normalize else getattr(metric, "__name__", "metric")
+    columns = pd.Index([measure]) if columns is None else columns
+    tables = [
+        pd.DataFrame(values.numpy().reshape(len(rows), -1), rows, columns) for values in patched
+    ]
+    table = (
+        pd.concat(tables, keys=range(len(tables)), names=["prompt"]) if per_prompt else tables[0]
+    )
+    table.attrs["measure"] = measure
+    return table
 
 
 def progress_bar(what: str, total: int, show: bool) -> tqdm:

@@ -165,3 +165,19 @@ def token_labels(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[str]:
     """
     tokens = (tokenizer.decode([token]) for token in tokenizer.encode(prompt))
     return [f"{position} {token.strip()}" for position, token in enumerate(tokens)]
+
+
+def position_labels(
+    tokenizer: PreTrainedTokenizerBase, pairs: PromptPair | Sequence[PromptPair]
+) -> list[str]:
+    """Label the positions that pairs of one length share, as in `"9 Mary"`.
+
+    Tokens are those of the clean prompts; where they are not the same in all, the token is `…`.
+    """
+    pairs = as_list(pairs)
+    tokenize_pairs(tokenizer, pairs)
+    labels = [token_labels(tokenizer, pair.clean) for pair in pairs]
+    return [
+        alike[0] if len(set(alike)) == 1 else f"{position} …"
+        for position, alike in enumerate(zip(*labels, strict=True))
+    ]

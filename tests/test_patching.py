@@ -7,8 +7,9 @@ import torch
 from reference import patched_logit_diff
 
 from helpers import patching
+from helpers.engine import SITES
 from helpers.metrics import logit_diff
-from helpers.patching import SITES, patch_layers, progress_bar
+from helpers.patching import STREAM_SITES, patch_layers, progress_bar
 from helpers.prompts import PromptPair, differing_positions
 
 MODELS = ["ioi-mini", "random"]
@@ -17,7 +18,7 @@ DIRECTIONS = ["denoise", "noise"]
 
 @pytest.mark.parametrize("any_model", MODELS, indirect=True)
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", STREAM_SITES)
 @pytest.mark.parametrize("position", [None, -1, 3, "differing"])
 def test_equals_plain_hooks(any_model, mixed_pairs, site, direction, position):
     tokenizer = any_model.tokenizer
@@ -75,7 +76,7 @@ def test_control_whole_stream(any_model, pair, site, direction, expected):
     assert table["recovered"].to_numpy() == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", STREAM_SITES)
 def test_control_positions_before_the_difference_change_nothing(model, pair, site):
     assert differing_positions(model.tokenizer, pair)[0] > 3
     table = patch_layers(model, pair, site=site, position=3)

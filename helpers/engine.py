@@ -1,0 +1,320 @@
+"""Run many patched runs quickly; `helpers.patching` gives the sweeps that are built on it.
+
+Written out, patching is a loop: one run of the whole model for each thing that is patched.
+The same comes out of less work, and each step says at its place why nothing is lost:
+
+- What cannot change the run is not run: it has the result of the base run (`find_changes`).
+- Runs whose patches begin in the same layer are rows of one batch (`run`).
+- Blocks below the patch are skipped, and positions before it are not run again (`run_patched`).
+- Only the last position is unembedded, for many rows at once (`measure_waiting`).
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import nnsight
+import numpy as np
+import torch
+from nnsight import TransformersModel
+from transformers import Cache, DynamicCache
+
+from helpers.prompts import TokenizedPairs
+
+Metric = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+SITES = {
+    "resid_pre": lambda block: block.input,
+    "resid_post": lambda block: block.output,
+    "attn_out": lambda block: block.attention.output[0],
+    "mlp_out": lambda block: block.mlp.output,
+    "z": lambda block: block.attention.projection.input,
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a model that is patched: a site in one layer, or one head there.
+
+    Attributes:
+        layer: which layer.
+        head: which head, where the site is `z`; None for all of them.
+        position: one position for all pairs, one per pair, or None for all positions.
+    """
+
+    layer: int
+    head: int | None = None
+    position: int | Sequence[int] | None = None
+
+    def where(self, pair: int) -> tuple[int | slice, int | slice]:
+        """Index an array `[position, head]` of one pair."""
+        position = self.position if np.ndim(self.position) == 0 else self.position[pair]
+        return tuple(slice(None) if index is None else index for index in (position, self.head))
+
+
+Cell = Sequence[Part]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run without a patch.
+
+    Attributes:
+        logits: at the last position, `[pair, vocabulary]`.
+        stream: the residual stream before each block, one `[pair, position, d_model]` a layer.
+        site: the activations that are patched, one `[pair, position, width]` a layer.
+        cache: keys and values of every layer.
+    """
+
+    logits: torch.Tensor
+    stream: list[torch.Tensor]
+    site: list[torch.Tensor]
+    cache: Cache
+
+
+@dataclass(frozen=True)
+class Row:
+    """One patched run.
+
+    Attributes:
+        cell: index of what is patched.
+        pair: index of the pair that it is patched into.
+        masks: for each layer in which the patch changes something: what is patched,
+            `[position, head]`.
+    """
+
+    cell: int
+    pair: int
+    masks: dict[int, np.ndarray]
+
+    @property
+    def layer(self) -> int:
+        """The lowest layer that the patch changes."""
+        return min(self.masks)
+
+    @property
+    def start(self) -> int:
+        """The first position that the patch changes, in any layer."""
+        return min(int(mask.any(axis=1).argmax()) for mask in self.masks.values())
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The metric of all runs, in its own unit: `patched[pair, cell]`, `clean[pair]`, ..."""
+
+    patched: torch.Tensor
+    clean: torch.Tensor
+    corrupted: torch.Tensor
+
+
+class Batches:
+    """Does work in batches, and in smaller ones once memory has run out.
+
+    Attributes:
+        size: how many items are worked on at a time.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def run(self, items: Sequence, work: Callable[[Sequence], object]) -> None:
+        """Call `work` on one batch after the other; on a batch that does not fit, by halves."""
+        done = 0
+        while done < len(items):
+            batch = items[done : done + self.size]
+            try:
+                work(batch)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(batch) == 1:
+                    error.add_note("Not even one run at a time fits: shorten the prompt.")
+                    raise
+                self.size = len(batch) // 2
+            else:
+                done += len(batch)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether memory ran out, for which CUDA has an error class and others a message."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in text for words in ("out of memory", "not enough memory", "can't allocate memory")
+    )
+
+
+class Sweep:
+    """Patches each cell into each of some equally long pairs, each in a run of its own.
+
+    Attributes:
+        clean: the metric of the clean runs, `[pair]`.
+        corrupted: the metric of the corrupted runs, `[pair]`.
+        patched: the metric of the patched runs, `[pair, cell]`.
+    """
+
+    def __init__(
+        self,
+        model: TransformersModel,
+        tokens: TokenizedPairs,
+        cells: Sequence[Cell],
+        *,
+        site: str,
+        direction: str,
+        metric: Metric,
+        batches: Batches,
+    ) -> None:
+        self.model, self.tokens, self.cells, self.metric = model, tokens, cells, metric
+        self.site, self.batches = SITES[site], batches
+        self.heads = model.config.num_attention_heads if site == "z" else 1
+        self.waiting: list[tuple[Sequence[Row], torch.Tensor]] = []
+        clean, corrupted = (
+            run_and_save(model, ids, site) for ids in (tokens.clean, tokens.corrupted)
+        )
+        denoise = direction == "denoise"
+        self.donor, self.base = (clean, corrupted) if denoise else (corrupted, clean)
+        self.ids = tokens.corrupted if denoise else tokens.clean
+        self.clean_logits = clean.logits
+        everything = torch.arange(len(tokens.clean))
+        self.clean = self.measure(clean.logits, everything)
+        self.corrupted = self.measure(corrupted.logits, everything)
+        unpatched = self.corrupted if denoise else self.clean
+        self.patched = unpatched[:, None].repeat(1, len(cells))
+
+    def run(self, tick: Callable[[int], object]) -> None:
+        """Do all patched runs, and call `tick` with the number of those just done."""
+        rows = self.find_rows()
+        tick(self.patched.numel() - len(rows))
+
+        def work(batch: Sequence[Row]) -> None:
+            self.run_patched(batch)
+            tick(len(batch))
+
+        for _, group in itertools.groupby(rows, key=lambda row: row.layer):
+            self.batches.run(list(group), work)
+        self.measure_waiting()
+
+    def find_rows(self) -> list[Row]:
+        """List the runs in which the patch changes something, alike ones next to each other."""
+        changed = [*map(self.find_changes, self.donor.site, self.base.site)]
+        rows = []
+        for pair, (number, cell) in itertools.product(range(len(self.ids)), enumerate(self.cells)):
+            masks = {}
+            for part in cell:
+                mask = masks.setdefault(part.layer, np.zeros_like(changed[part.layer][pair]))
+                where = part.where(pair)
+                mask[where] = changed[part.layer][pair][where]
+            masks = {layer: mask for layer, mask in masks.items() if mask.any()}
+            if masks:
+                rows.append(Row(number, pair, masks))
+        return sorted(rows, key=lambda row: (row.layer, row.start))
+
+    def find_changes(self, donor: torch.Tensor, base: torch.Tensor) -> np.ndarray:
+        """Tell which vectors of a layer differ between the two runs, `[pair, position, head]`.
+
+        Before the first token that differs none do, as attention only looks back. That is
+        told from the tokens: computed twice, a vector may differ in its last digits.
+        """
+        differ = (donor != base).unflatten(-1, (self.heads, -1)).any(dim=-1).cpu()
+        reached = (self.tokens.clean != self.tokens.corrupted).cumsum(dim=1) > 0
+        return (differ & reached[..., None]).numpy()
+
+    def run_patched(self, rows: Sequence[Row]) -> None:
+        """Run rows that begin in the same layer, up to the unembedding.
+
+        Below that layer a patched run is the base run, so those blocks are skipped. And at
+        positions before its first patch it is the base run in every layer, so later positions
+        can read the base run's keys and values there.
+        """
+        pairs = torch.tensor([row.pair for row in rows])
+        lowest, start = rows[0].layer, min(row.start for row in rows)
+        hidden = self.base.stream[lowest][pairs, start:]
+        masks = self.stack_masks(rows, start)
+        donors = {layer: self.donor.site[layer][pairs, start:] for layer in masks}
+        cache = first_positions(self.base.cache, pairs, start)
+        with (
+            torch.no_grad(),
+            self.model.trace(
+                self.ids[pairs, start:], past_key_values=cache, logits_to_keep=1
+            ) as tracer,
+        ):
+            for block in self.model.blocks[:lowest]:
+                block.skip(hidden)
+            for layer, mask in masks.items():
+                replace(self.site(self.model.blocks[layer]), donors[layer], mask)
+            final = self.model.lm_head.input[:, -1].save()
+            tracer.stop()
+        self.waiting.append((rows, final))
+        if sum(len(rows) for rows, _ in self.waiting) >= self.batches.size:
+            self.measure_waiting()
+
+    def stack_masks(self, rows: Sequence[Row], start: int) -> dict[int, torch.Tensor]:
+        """Say for each layer what is patched in which row from `start` on, `[row, position, head]`.
+
+        Layers come in the order in which the model reaches them.
+        """
+        nothing = np.zeros_like(next(iter(rows[0].masks.values())))
+        layers = sorted({layer for row in rows for layer in row.masks})
+        return {
+            layer: torch.from_numpy(
+                np.stack([row.masks.get(layer, nothing)[start:] for row in rows])
+            )
+            for layer in layers
+        }
+
+    def measure_waiting(self) -> None:
+        """Unembed the rows that have been run, all at once, and apply the metric."""
+        if not self.waiting:
+            return
+        rows = [row for rows, _ in self.waiting for row in rows]
+        final = torch.cat([final for _, final in self.waiting])
+        pairs, cells = (torch.tensor([getattr(row, n) for row in rows]) for n in ("pair", "cell"))
+        with torch.no_grad():
+            logits = self.model.lm_head(final)
+        self.patched[pairs, cells] = self.measure(logits, pairs)
+        self.waiting.clear()
+
+    def measure(self, logits: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+        """Apply the metric to logits `[row, vocabulary]` of these pairs, and check the result."""
+        tokens = self.tokens
+        result = self.metric(
+            logits, tokens.answers[pairs], tokens.foils[pairs], self.clean_logits[pairs]
+        )
+        if not isinstance(result, torch.Tensor) or result.shape != (len(logits),):
+            raise ValueError(
+                f"The metric must return one number per pair, a tensor of shape ({len(logits)},), "
+                f"but returned {getattr(result, 'shape', result)}."
+            )
+        if not result.isfinite().all():
+            raise ValueError(f"The metric returned values that are not finite numbers: {result}.")
+        return result.cpu().float()
+
+
+def run_and_save(model: TransformersModel, ids: torch.Tensor, site: str) -> Run:
+    """Run prompts `[pair, position]` without a patch."""
+    with torch.no_grad(), model.trace(ids, use_cache=True, logits_to_keep=1):
+        stream, activations = nnsight.save([]), nnsight.save([])
+        for block in model.blocks:
+            stream.append(block.input)
+            activations.append(SITES[site](block))
+        output = model.output.save()
+    return Run(output.logits[:, -1], stream, activations, output.past_key_values)
+
+
+def first_positions(cache: Cache, pairs: torch.Tensor, count: int) -> DynamicCache:
+    """Copy keys and values of the first positions, for a batch with these pairs as rows."""
+    copy = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        copy.update(layer.keys[pairs, :, :count], layer.values[pairs, :, :count], number)
+    return copy
+
+
+def replace(activation: torch.Tensor, donor: torch.Tensor, mask: torch.Tensor) -> None:
+    """Overwrite an activation by the donor's where the mask says so.
+
+    Args:
+        activation: `[row, position, width]`, changed in place.
+        donor: the same shape.
+        mask: `[row, position, head]`; the width is divided among the heads.
+    """
+    shape, mask = (mask.shape[-1], -1), mask.to(activation.device)
+    activation.unflatten(-1, shape)[mask] = donor.unflatten(-1, shape)[mask]
