@@ -1,5 +1,6 @@
 """Models and pairs that several tests share."""
 
+import functools
 import os
 
 os.environ.pop("COURSE_MODEL", None)
@@ -9,7 +10,15 @@ from pathlib import Path
 import matplotlib
 import pytest
 import torch
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+)
 
 from helpers.models import DATA, load_model
 from helpers.prompts import PromptPair, load_pairs
@@ -23,35 +32,62 @@ def model():
     return load_model("ioi-mini", device="cpu")
 
 
-@pytest.fixture(scope="session")
-def random_folder(tmp_path_factory):
-    """A model of GPT-2's class with random weights, large enough that patches show."""
-    folder = tmp_path_factory.mktemp("random-model")
-    tokenizer = AutoTokenizer.from_pretrained(DATA / "ioi-mini")
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=64,
-        n_embd=48,
-        n_layer=3,
-        n_head=4,
-        initializer_range=0.3,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+# Small models with random weights, large enough that patches show, of every family: a name,
+# the class of its configuration, and what sets it apart.
+SMALL = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 48}
+SMALL |= {"intermediate_size": 96, "max_position_embeddings": 64}
+RANDOM_MODELS = {
+    "gpt2": (GPT2Config, {"n_layer": 3, "n_head": 4, "n_embd": 48, "n_positions": 64}),
+    "pythia": (GPTNeoXConfig, SMALL),
+    "gpt_neox-in-sequence": (GPTNeoXConfig, SMALL | {"use_parallel_residual": False}),
+    "llama": (LlamaConfig, SMALL | {"num_key_value_heads": 2}),
+    "llama-wide-heads": (LlamaConfig, SMALL | {"num_key_value_heads": 1, "head_dim": 20}),
+    "mistral": (MistralConfig, SMALL | {"num_key_value_heads": 2}),
+    "qwen2": (Qwen2Config, SMALL | {"num_key_value_heads": 2}),
+}
+
+
+def make_random_network(config_class, options, seed=0):
+    torch.manual_seed(seed)
+    vocabulary = AutoTokenizer.from_pretrained(DATA / "ioi-mini")
+    special = {"vocab_size": len(vocabulary), "bos_token_id": 0, "eos_token_id": 0}
+    config = config_class(**special, initializer_range=0.3, **options)
+    return AutoModelForCausalLM.from_config(config).eval(), vocabulary
 
 
 @pytest.fixture(scope="session")
-def random_model(random_folder):
-    return load_model(str(random_folder), device="cpu")
+def random_folders(tmp_path_factory):
+    """Save a model of `RANDOM_MODELS`, once."""
+
+    @functools.cache
+    def save(name):
+        folder = tmp_path_factory.mktemp(name)
+        for part in make_random_network(*RANDOM_MODELS[name]):
+            part.save_pretrained(folder)
+        return folder
+
+    return save
 
 
 @pytest.fixture(scope="session")
-def any_model(request, model, random_model):
-    return {"ioi-mini": model, "random": random_model}[request.param]
+def random_folder(random_folders):
+    return random_folders("gpt2")
+
+
+@pytest.fixture(scope="session")
+def load_random(random_folders):
+    """Load a model of `RANDOM_MODELS` as a user would."""
+    return functools.cache(lambda name: load_model(str(random_folders(name)), device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def random_model(load_random):
+    return load_random("gpt2")
+
+
+@pytest.fixture(scope="session")
+def any_model(request, model, load_random):
+    return model if request.param == "ioi-mini" else load_random(request.param)
 
 
 @pytest.fixture

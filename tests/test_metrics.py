@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from helpers.metrics import MIN_DIFFERENCE, logit_diff, recovered
+from helpers.metrics import (
+    MIN_DIFFERENCE,
+    answer_probability,
+    kl_from_clean,
+    logit_diff,
+    recovered,
+)
 
 
 def test_logit_diff_is_the_log_of_the_odds():
@@ -22,6 +28,18 @@ def test_logit_diff_changes_sign_with_the_words():
     logits, a, b = torch.tensor([[1.0, 4.0]]), torch.tensor([1]), torch.tensor([0])
     assert logit_diff(logits, a, b).item() == 3
     assert logit_diff(logits, b, a).item() == -3
+
+
+def test_probability_and_divergence_are_what_they_say():
+    clean = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]])
+    now = torch.tensor([[0.25, 0.5, 0.25], [0.1, 0.2, 0.7]])
+    answers, foils = torch.tensor([0, 2]), torch.tensor([1, 1])
+    # Logits are logarithms of probabilities up to a constant, which is different in each row.
+    logits, clean_logits = now.log() + torch.tensor([[3.0], [-5.0]]), clean.log() + 1
+    assert answer_probability(logits, answers).tolist() == pytest.approx([0.25, 0.7])
+    expected = 0.5 * math.log(0.5 / 0.25) + 0.25 * math.log(0.25 / 0.5)
+    divergence = kl_from_clean(logits, answers, foils, clean_logits)
+    assert divergence.tolist() == pytest.approx([expected, 0], abs=1e-6)
 
 
 def test_recovered_runs_from_corrupted_to_clean():

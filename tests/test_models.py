@@ -5,13 +5,9 @@ import time
 
 import pytest
 import torch
+from conftest import RANDOM_MODELS
 from huggingface_hub import HfApi
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig
 
 from helpers import models
 from helpers.models import DATA, check_shipped_files, load_model
@@ -125,18 +121,21 @@ def test_folders_are_found_from_here_from_home_and_from_the_course(monkeypatch, 
     assert models.find_model("data/ioi-mini") == DATA / "ioi-mini"
 
 
-def test_a_family_with_other_names_is_refused(tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(DATA / "ioi-mini")
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"is of the family 'llama'.*use load_model"):
+@pytest.mark.parametrize("name", RANDOM_MODELS)
+def test_parts_have_one_name_in_every_family(load_random, name):
+    model = load_random(name)
+    assert len(model.blocks) == 3
+    with torch.no_grad(), model.trace(torch.tensor([[5, 6, 7]])):
+        z = model.blocks[1].attention.projection.input.save()
+        stream = model.blocks[1].output.save()
+        last = model.final_norm.output.save()
+    assert z.shape[-1] % model.config.num_attention_heads == 0
+    assert stream.shape == last.shape == (1, 3, 48)
+
+
+def test_an_unknown_family_is_refused(tmp_path):
+    OPTConfig(num_hidden_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"is of the family 'opt'.*gpt2, gpt_neox, llama"):
         load_model(str(tmp_path))
 
 
