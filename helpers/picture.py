@@ -6,29 +6,21 @@ card in `data/README.md` holds this output for ioi-mini.
 
 import argparse
 import random
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-import nnsight
 import pandas as pd
-import torch
 from nnsight import TransformersModel
 
 from helpers.corpus import NAMES, PAIR_ROLES, choose_held_out_names, make_story
-from helpers.metrics import logit_diff, recovered
+from helpers.engine import Part
 from helpers.models import load_model
-from helpers.patching import patch_layers
+from helpers.patching import patch_heads, patch_layers, patch_together
 from helpers.plots import layer_lines, numbers
-from helpers.prompts import (
-    PromptPair,
-    TokenizedPairs,
-    differing_positions,
-    load_pairs,
-    tokenize_pairs,
-)
+from helpers.prompts import PromptPair, differing_positions, load_pairs
 
-STORIES, NAMINGS = 24, 6
+STORIES, NAMINGS = 200, 6
+PATCHED = 144
 
 
 @dataclass(frozen=True)
@@ -41,9 +33,9 @@ class Picture:
         stream: residual stream after each layer, clean into corrupted, at one position: rows
             `layer`, columns `second subject` and `last`.
         heads: each head's output, clean into corrupted, at all positions, the second subject,
-            and the last position; and what is lost when it is corrupted in the clean run, at
-            all positions: rows `layer`, `head`, columns `all`, `second subject`, `last`,
-            `lost by noising`. All on the scale from 0 (corrupted) to 1 (clean).
+            and the last position, over both orders; and for the order ABBA alone what it brings
+            back by itself (`enough`) and what is lost without it (`needed`): rows `layer`,
+            `head`. All on the scale from 0 (corrupted) to 1 (clean).
     """
 
     behaviour: pd.DataFrame
@@ -88,120 +80,49 @@ def fresh_pairs(seed: int = 1) -> list[PromptPair]:
     return pairs
 
 
-@dataclass(frozen=True)
-class Run:
-    """An unpatched run.
-
-    Attributes:
-        metric: logit differences, `[pair]`.
-        z: the heads' outputs before the projection, side by side, for each layer
-            `[pair, position, width]`.
-    """
-
-    metric: torch.Tensor
-    z: list[torch.Tensor]
-
-
 def take_picture(model: TransformersModel, pairs: list[PromptPair]) -> Picture:
-    """Measure swap pairs.
+    """Measure swap pairs; the first `PATCHED` of them are patched.
 
-    The mean over prompts is taken before normalizing, as in `patch_layers`.
+    Means over prompts are taken before normalizing.
     """
+    behaviour = measure_behaviour(model, pairs).groupby("order").mean()
+    pairs = pairs[:PATCHED]
     subjects = [differing_positions(model.tokenizer, pair)[-1] for pair in pairs]
-    alike = defaultdict(list)
-    for pair, subject in zip(pairs, subjects, strict=True):
-        alike[len(model.tokenizer.encode(pair.clean)), subject].append(pair)
-    measured = [measure_heads(model, group, subject) for (_, subject), group in alike.items()]
-    behaviour, heads = (pd.concat(tables) for tables in zip(*measured, strict=True))
-    clean, corrupted = (torch.tensor(behaviour[name].mean()) for name in ("clean", "corrupted"))
-    heads = heads.groupby(["layer", "head"]).mean()
-    heads = heads.apply(lambda x: recovered(torch.tensor(x.to_numpy()), clean, corrupted).numpy())
-    heads["lost by noising"] = 1 - heads.pop("noised")
-    return Picture(
-        behaviour=behaviour.groupby("order").mean(),
-        stream=pd.DataFrame(
-            {
-                "second subject": patch_layers(model, pairs, position=subjects)["recovered"],
-                "last": patch_layers(model, pairs, position=-1)["recovered"],
-            }
-        ),
-        heads=heads,
-    )
-
-
-def measure_heads(
-    model: TransformersModel, pairs: list[PromptPair], subject: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Measure pairs of one length, with the second subject at one position.
-
-    Returns:
-        One row per pair, its behaviour; and one row per layer, head and pair, the logit
-        difference with the head patched.
-    """
-    tokens = tokenize_pairs(model.tokenizer, pairs)
-    clean, corrupted = run(model, tokens, tokens.clean), run(model, tokens, tokens.corrupted)
-    behaviour = pd.DataFrame(
-        {
-            "order": [pair.order for pair in pairs],
-            "answer beats foil": (clean.metric > 0).float(),
-            "clean": clean.metric,
-            "corrupted": corrupted.metric,
-        }
-    )
-    layers = range(model.config.n_layer)
-    places = {"all": slice(None), "second subject": subject, "last": -1}
+    abba = [pair for pair in pairs if pair.order == "ABBA"]
     heads = {
-        name: [patch_each_head(model, tokens, tokens.corrupted, clean, n, where) for n in layers]
-        for name, where in places.items()
+        "all": patch_heads(model, pairs),
+        "second subject": patch_heads(model, pairs, position=subjects),
+        "last": patch_heads(model, pairs, position=-1),
+        "enough": patch_heads(model, abba),
+        "needed": 1 - patch_heads(model, abba, direction="noise"),
     }
-    heads["noised"] = [
-        patch_each_head(model, tokens, tokens.clean, corrupted, n, slice(None)) for n in layers
-    ]
-    return behaviour, to_frame(heads)
+    stream = {
+        "second subject": patch_layers(model, pairs, position=subjects),
+        "last": patch_layers(model, pairs, position=-1),
+    }
+    return Picture(
+        behaviour=behaviour,
+        stream=pd.DataFrame({name: table["recovered"] for name, table in stream.items()}),
+        heads=pd.DataFrame({name: table.stack() for name, table in heads.items()}),
+    )
 
 
-def run(model: TransformersModel, tokens: TokenizedPairs, ids: torch.Tensor) -> Run:
-    """Run the clean or the corrupted ids, `[pair, position]`, and keep what is patched later."""
-    with torch.no_grad(), model.trace(ids, logits_to_keep=1):
-        z = nnsight.save([block.attn.c_proj.input for block in model.transformer.h])
-        logits = model.lm_head.output[:, -1].save()
-    return Run(logit_diff(logits, tokens.answers, tokens.foils).cpu(), z)
+def measure_behaviour(model: TransformersModel, pairs: list[PromptPair]) -> pd.DataFrame:
+    """Run pairs without a patch; one row per pair.
 
-
-def patch_each_head(
-    model: TransformersModel,
-    tokens: TokenizedPairs,
-    base: torch.Tensor,
-    donor: Run,
-    layer: int,
-    where: int | slice,
-) -> torch.Tensor:
-    """Patch each head of a layer into its own copy of the base prompts, `[pair, position]`.
-
-    Returns:
-        The metric, `[head, pair]`.
+    Replacing the whole stream in one layer gives the clean run, or with noising the corrupted.
     """
-    pairs, heads = len(base), model.config.n_head
-    width = model.config.n_embd // heads
-    with torch.no_grad(), model.trace(base.repeat(heads, 1), logits_to_keep=1):
-        z = model.transformer.h[layer].attn.c_proj.input
-        for head in range(heads):
-            rows, cut = (
-                slice(head * pairs, (head + 1) * pairs),
-                slice(head * width, (head + 1) * width),
-            )
-            z[rows, where, cut] = donor.z[layer][:, where, cut]
-        logits = model.lm_head.output[:, -1].save()
-    words = tokens.answers.repeat(heads), tokens.foils.repeat(heads)
-    return logit_diff(logits, *words).cpu().unflatten(0, (heads, pairs))
-
-
-def to_frame(columns: dict[str, list[torch.Tensor]]) -> pd.DataFrame:
-    """Turn a list over layers of `[head, pair]` into one row per layer, head and pair."""
-    values = {name: torch.stack(layers) for name, layers in columns.items()}
-    shape = next(iter(values.values())).shape
-    index = pd.MultiIndex.from_product(map(range, shape), names=["layer", "head", "pair"])
-    return pd.DataFrame({name: value.flatten() for name, value in values.items()}, index=index)
+    whole_stream = {"whole stream": [Part(layer=0)]}
+    options = {"site": "resid_post", "normalize": False, "per_prompt": True}
+    unpatched = {
+        name: patch_together(model, pairs, whole_stream, direction=direction, **options)
+        for name, direction in (("clean", "denoise"), ("corrupted", "noise"))
+    }
+    behaviour = pd.DataFrame(
+        {name: table["logit_diff"].to_numpy() for name, table in unpatched.items()}
+    )
+    behaviour.insert(0, "answer beats foil", (behaviour["clean"] > 0).astype(float))
+    return behaviour.assign(order=[pair.order for pair in pairs])
 
 
 def draw_handover(model: TransformersModel, file: Path) -> None:
