@@ -3,11 +3,16 @@
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
 CORRUPTED_AND_CLEAN = (0, 1)
+SCALE = "recovered\n(0 = corrupted, 1 = clean)"
+# Orange to purple, which colour-blind readers can tell apart; white is 0.
+DIVERGING = "PuOr_r"
+SMALLEST_LIMIT = 0.1
 
 
 def layer_lines(sweeps: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
@@ -53,7 +58,7 @@ def mark_scale(ax: Axes) -> None:
     """Draw the two ends of the scale, 0 = corrupted run and 1 = clean run, as thin lines."""
     for value in CORRUPTED_AND_CLEAN:
         ax.axhline(value, color="gray", linewidth=0.8, zorder=0)
-    ax.set_ylabel("recovered (0 = corrupted, 1 = clean)")
+    ax.set_ylabel(SCALE)
 
 
 def spread(
@@ -81,6 +86,124 @@ def spread(
     return ax
 
 
+def heatmap(
+    table: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    label: str | None = None,
+    limit: float | None = None,
+    annotate: bool = False,
+) -> Axes:
+    """Draw a table as coloured cells, white where it is 0, with its own labels on the axes.
+
+    Layers are drawn from the bottom up, as the model computes them.
+
+    Args:
+        table: of numbers, without a row level `prompt`: choose a prompt or take a mean first.
+        ax: where to draw; without it, a new figure.
+        label: what the colours mean; without it, what the table says itself.
+        limit: the value of the strongest colour, to compare figures; without it, the largest
+            in the table, and at least `SMALLEST_LIMIT`, so that nothing looks like something
+            because all is small.
+        annotate: write each value into its cell.
+
+    Raises:
+        ValueError: the table is empty, has values that are not finite, or rows for each prompt.
+    """
+    check_grid(table)
+    table = join_levels(table)
+    ax = ax or plt.subplots(figsize=size_for(table))[1]
+    limit = limit or find_limit(table)
+    sns.heatmap(
+        table,
+        ax=ax,
+        cmap=DIVERGING,
+        vmin=-limit,
+        vmax=limit,
+        annot=numbers(table) if annotate else None,
+        fmt=".2f",
+        linewidths=0.3,
+        linecolor="lightgray",
+        cbar_kws={"label": label or describe_measure(table)},
+    )
+    if (table >= 0).all(axis=None):
+        ax.collections[0].colorbar.ax.set_ylim(0, limit)
+    if str(table.index.name).startswith("layer"):
+        ax.invert_yaxis()
+    ax.tick_params(axis="y", rotation=0)
+    return ax
+
+
+def heatmaps(
+    tables: Mapping[str, pd.DataFrame], *, label: str | None = None, annotate: bool = False
+) -> list[Axes]:
+    """Draw tables side by side with one scale of colours, each under its name.
+
+    Takes and raises the same as `heatmap`.
+    """
+    if not tables:
+        raise ValueError("There is nothing to draw: give at least one table.")
+    for table in tables.values():
+        check_grid(table)
+    limit = max(map(find_limit, tables.values()))
+    width, height = size_for(join_levels(next(iter(tables.values()))))
+    axes = plt.subplots(
+        1, len(tables), figsize=(width * len(tables), height), layout="constrained", squeeze=False
+    )[1][0]
+    for ax, (name, table) in zip(axes, tables.items(), strict=True):
+        heatmap(table, ax, label=label, limit=limit, annotate=annotate).set_title(name)
+    return list(axes)
+
+
+def check_grid(table: pd.DataFrame) -> None:
+    """Raise a `ValueError` unless a table can be drawn as it is."""
+    if "prompt" in table.index.names:
+        raise ValueError(
+            "The table has rows for each prompt: choose one with table.loc[0], or take the mean "
+            'over prompts with table.groupby("layer").mean().'
+        )
+    if table.empty:
+        raise ValueError("The table is empty: there is nothing to draw.")
+    if not np.isfinite(table.to_numpy(dtype=float)).all():
+        raise ValueError("The table has values that are not finite numbers.")
+
+
+def join_levels(table: pd.DataFrame) -> pd.DataFrame:
+    """Write rows of several levels as one, as in `2.0` for layer 2, head 0."""
+    if table.index.nlevels == 1:
+        return table
+    joined = [".".join(map(str, row)) for row in table.index]
+    return table.set_axis(pd.Index(joined, name=".".join(table.index.names)))
+
+
+def find_limit(table: pd.DataFrame) -> float:
+    """Find the value that gets the strongest colour."""
+    return max(float(table.abs().max(axis=None)), SMALLEST_LIMIT)
+
+
+def size_for(table: pd.DataFrame) -> tuple[float, float]:
+    """Choose a figure's width and height in inches for so many cells."""
+    rows, columns = table.shape
+    return max(4.0, 2 + 0.42 * columns), max(2.2, 1.1 + 0.3 * rows)
+
+
+def describe_measure(table: pd.DataFrame) -> str:
+    """Say what a table's numbers are, if it says so itself."""
+    measure = table.attrs.get("measure", "")
+    return SCALE if measure == "recovered" else measure
+
+
 def numbers(frame: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
     """Round a table for reading beside its figure, with -0.00 written as 0.00."""
     return frame.round(digits) + 0.0
+
+
+def strongest(table: pd.DataFrame, count: int = 8, digits: int = 2) -> pd.DataFrame:
+    """List the cells of a table that are farthest from 0, strongest first, rounded.
+
+    Returns:
+        One row per cell, with the names of its row and column, and its `value`.
+    """
+    cells = table.stack(list(range(table.columns.nlevels))).rename("value")
+    order = cells.abs().sort_values(ascending=False, kind="stable").index[:count]
+    return numbers(cells.loc[order].to_frame(), digits).reset_index()

@@ -181,3 +181,26 @@ def position_labels(
         alike[0] if len(set(alike)) == 1 else f"{position} …"
         for position, alike in enumerate(zip(*labels, strict=True))
     ]
+
+
+def name_positions(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> dict[str, int]:
+    """Find the names in a clean IOI prompt, under the abbreviations of Wang et al. 2022.
+
+    Returns:
+        Positions of `IO`, the indirect object, which is the answer; of `S1` and `S2`, the
+        subject's first and second mention; and of `END`, the last token.
+
+    Raises:
+        ValueError: the answer is not named exactly once, or the foil not exactly twice.
+    """
+    tokens = tokenize_pairs(tokenizer, pair)
+    prompt = tokens.clean[0].tolist()
+    answer, foil = tokens.answers.item(), tokens.foils.item()
+    if (prompt.count(answer), prompt.count(foil)) != (1, 2):
+        raise ValueError(
+            f"{pair.clean!r} names the answer {pair.answer!r} {prompt.count(answer)} times and the "
+            f"foil {pair.foil!r} {prompt.count(foil)} times, instead of once and twice."
+        )
+    first = prompt.index(foil)
+    second = prompt.index(foil, first + 1)
+    return {"IO": prompt.index(answer), "S1": first, "S2": second, "END": len(prompt) - 1}

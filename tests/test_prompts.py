@@ -24,6 +24,8 @@ from helpers.prompts import (
     check_pair,
     differing_positions,
     load_pairs,
+    name_positions,
+    position_labels,
     token_labels,
     tokenize_pairs,
 )
@@ -174,3 +176,29 @@ def test_tokenizing_several(tokenizer):
         tokenize_pairs(tokenizer, load_pairs())
     with pytest.raises(ValueError, match="at least one"):
         tokenize_pairs(tokenizer, [])
+
+
+def test_names_are_found_where_they_stand(model, pair):
+    assert name_positions(model.tokenizer, pair) == {"IO": 1, "S1": 3, "S2": 9, "END": 15}
+    for other in load_pairs():
+        labels = token_labels(model.tokenizer, other.clean)
+        where = name_positions(model.tokenizer, other)
+        assert labels[where["IO"]].split()[1] == other.answer.strip()
+        assert (
+            labels[where["S1"]].split()[1] == labels[where["S2"]].split()[1] == other.foil.strip()
+        )
+        assert where["S1"] < where["S2"] < where["END"]
+
+
+def test_names_must_be_there_as_in_the_task(model):
+    pair = PromptPair(
+        "Then Mary saw Mary and John. John", "Then Mary saw Mary and John. Mary", " John", " Mary"
+    )
+    with pytest.raises(ValueError, match="2 times and the foil ' Mary' 2 times, instead of once"):
+        name_positions(model.tokenizer, pair)
+
+
+def test_positions_are_labelled_together(model):
+    pairs = load_pairs(kind="swap", template="after_went", order="ABBA")
+    assert position_labels(model.tokenizer, pairs[0])[:3] == ["0 After", "1 John", "2 and"]
+    assert position_labels(model.tokenizer, pairs)[:3] == ["0 After", "1 …", "2 and"]
