@@ -1,5 +1,6 @@
 """Figures that read their labels from the tables they draw."""
 
+import math
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
@@ -13,6 +14,7 @@ SCALE = "recovered\n(0 = corrupted, 1 = clean)"
 # Orange to purple, which colour-blind readers can tell apart; white is 0.
 DIVERGING = "PuOr_r"
 SMALLEST_LIMIT = 0.1
+WIDEST = 13.0
 
 
 def layer_lines(sweeps: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
@@ -124,7 +126,7 @@ def heatmap(
         fmt=".2f",
         linewidths=0.3,
         linecolor="lightgray",
-        cbar_kws={"label": label or describe_measure(table)},
+        cbar_kws={"label": describe_measure(table) if label is None else label},
     )
     if (table >= 0).all(axis=None):
         ax.collections[0].colorbar.ax.set_ylim(0, limit)
@@ -137,7 +139,7 @@ def heatmap(
 def heatmaps(
     tables: Mapping[str, pd.DataFrame], *, label: str | None = None, annotate: bool = False
 ) -> list[Axes]:
-    """Draw tables side by side with one scale of colours, each under its name.
+    """Draw tables with one scale of colours, each under its name, side by side if they fit.
 
     Takes and raises the same as `heatmap`.
     """
@@ -147,12 +149,13 @@ def heatmaps(
         check_grid(table)
     limit = max(map(find_limit, tables.values()))
     width, height = size_for(join_levels(next(iter(tables.values()))))
-    axes = plt.subplots(
-        1, len(tables), figsize=(width * len(tables), height), layout="constrained", squeeze=False
-    )[1][0]
+    columns = min(len(tables), max(1, int(WIDEST // width)))
+    rows = math.ceil(len(tables) / columns)
+    figure = plt.figure(figsize=(columns * width, rows * height), layout="constrained")
+    axes = [figure.add_subplot(rows, columns, number + 1) for number in range(len(tables))]
     for ax, (name, table) in zip(axes, tables.items(), strict=True):
         heatmap(table, ax, label=label, limit=limit, annotate=annotate).set_title(name)
-    return list(axes)
+    return axes
 
 
 def check_grid(table: pd.DataFrame) -> None:
@@ -184,7 +187,8 @@ def find_limit(table: pd.DataFrame) -> float:
 def size_for(table: pd.DataFrame) -> tuple[float, float]:
     """Choose a figure's width and height in inches for so many cells."""
     rows, columns = table.shape
-    return max(4.0, 2 + 0.42 * columns), max(2.2, 1.1 + 0.3 * rows)
+    column_width = 0.42 if columns <= 12 else 0.3
+    return max(4.0, 1.7 + column_width * columns), max(2.2, 1.1 + 0.3 * rows)
 
 
 def describe_measure(table: pd.DataFrame) -> str:
