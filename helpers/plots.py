@@ -14,7 +14,7 @@ SCALE = "recovered\n(0 = corrupted, 1 = clean)"
 # Orange to purple, which colour-blind readers can tell apart; white is 0.
 DIVERGING = "PuOr_r"
 SMALLEST_LIMIT = 0.1
-WIDEST = 13.0
+WIDEST = 15.5
 
 
 def layer_lines(sweeps: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
