@@ -15,12 +15,13 @@ LIST_FONTS := $(VENV)/bin/python -c "import matplotlib.font_manager"
 # Jupyter refuses to run as root unless told to; in containers one often is.
 ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab test refresh lint
+.PHONY: help lab test refresh bench lint
 
 help:
 	@echo "make lab      open the course in JupyterLab"
 	@echo "make test     run every notebook and every other test"
 	@echo "make refresh  run the notebooks and store their outputs (for those who change them)"
+	@echo "make bench    time the sweeps on a model of GPT-2 small's shape (some minutes)"
 	@echo "make lint     check style"
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
@@ -42,6 +43,9 @@ refresh: $(INSTALLED)
 	    --ExecutePreprocessor.record_timing=False \
 	    --ExecutePreprocessor.store_widget_state=False $(NOTEBOOKS)
 	$(REFERENCE) $(VENV)/bin/python -m helpers.picture --figure data/handover.png
+
+bench: $(INSTALLED)
+	$(VENV)/bin/python tests/bench.py
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check --no-cache .

@@ -21,6 +21,8 @@ from transformers import Cache, DynamicCache
 
 from helpers.prompts import TokenizedPairs
 
+MEMORY_FOR_BATCHES = 200_000_000
+
 Metric = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 SITES = {
@@ -61,13 +63,14 @@ class Run:
 
     Attributes:
         logits: at the last position, `[pair, vocabulary]`.
-        stream: the residual stream before each block, one `[pair, position, d_model]` a layer.
+        resume: where a run that is patched in a layer can resume, one `[pair, position, d_model]`
+            a layer: the residual stream before the block, or after it if that is patched.
         site: the activations that are patched, one `[pair, position, width]` a layer.
         cache: keys and values of every layer.
     """
 
     logits: torch.Tensor
-    stream: list[torch.Tensor]
+    resume: list[torch.Tensor]
     site: list[torch.Tensor]
     cache: Cache
 
@@ -135,6 +138,25 @@ class Batches:
                 done += len(batch)
 
 
+def rows_that_fit(model: TransformersModel, length: int) -> int:
+    """Choose how many runs of `length` tokens are done at a time.
+
+    Estimated are, for each run: keys and values of all layers, twice, as the attention copies
+    them to append to them; at the widest place, in an MLP, six arrays of four times the model's
+    width; and the logits at one position, twice.
+    """
+    config = model.config
+    numbers = length * config.hidden_size * (4 * len(model.blocks) + 24) + 2 * config.vocab_size
+    return max(1, memory_for_batches(model.device) // (numbers * model.dtype.itemsize))
+
+
+def memory_for_batches(device: torch.device) -> int:
+    """Give the bytes that a batch may take: of a GPU, a quarter of what is free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 4
+    return MEMORY_FOR_BATCHES
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Tell whether memory ran out, for which CUDA has an error class and others a message."""
     text = str(error).lower()
@@ -165,6 +187,7 @@ class Sweep:
     ) -> None:
         self.model, self.tokens, self.cells, self.metric = model, tokens, cells, metric
         self.site, self.batches = SITES[site], batches
+        self.patches_output = site == "resid_post"
         self.heads = model.config.num_attention_heads if site == "z" else 1
         self.waiting: list[tuple[Sequence[Row], torch.Tensor]] = []
         clean, corrupted = (
@@ -221,13 +244,14 @@ class Sweep:
     def run_patched(self, rows: Sequence[Row]) -> None:
         """Run rows that begin in the same layer, up to the unembedding.
 
-        Below that layer a patched run is the base run, so those blocks are skipped. And at
-        positions before its first patch it is the base run in every layer, so later positions
-        can read the base run's keys and values there.
+        Below that layer a patched run is the base run, so those blocks are skipped, and where
+        a block's output is what is patched, that block, too. And at positions before its first
+        patch a run is the base run in every layer, so later positions can read the base run's
+        keys and values there.
         """
         pairs = torch.tensor([row.pair for row in rows])
         lowest, start = rows[0].layer, min(row.start for row in rows)
-        hidden = self.base.stream[lowest][pairs, start:]
+        hidden = self.base.resume[lowest][pairs, start:]
         masks = self.stack_masks(rows, start)
         donors = {layer: self.donor.site[layer][pairs, start:] for layer in masks}
         cache = first_positions(self.base.cache, pairs, start)
@@ -237,7 +261,7 @@ class Sweep:
                 self.ids[pairs, start:], past_key_values=cache, logits_to_keep=1
             ) as tracer,
         ):
-            for block in self.model.blocks[:lowest]:
+            for block in self.model.blocks[: lowest + self.patches_output]:
                 block.skip(hidden)
             for layer, mask in masks.items():
                 replace(self.site(self.model.blocks[layer]), donors[layer], mask)
@@ -292,12 +316,13 @@ class Sweep:
 def run_and_save(model: TransformersModel, ids: torch.Tensor, site: str) -> Run:
     """Run prompts `[pair, position]` without a patch."""
     with torch.no_grad(), model.trace(ids, use_cache=True, logits_to_keep=1):
-        stream, activations = nnsight.save([]), nnsight.save([])
+        resume, activations = nnsight.save([]), nnsight.save([])
         for block in model.blocks:
-            stream.append(block.input)
+            if site != "resid_post":
+                resume.append(block.input)
             activations.append(SITES[site](block))
         output = model.output.save()
-    return Run(output.logits[:, -1], stream, activations, output.past_key_values)
+    return Run(output.logits[:, -1], resume or activations, activations, output.past_key_values)
 
 
 def first_positions(cache: Cache, pairs: torch.Tensor, count: int) -> DynamicCache:

@@ -27,13 +27,12 @@ import torch
 from nnsight import TransformersModel
 from tqdm.auto import tqdm
 
-from helpers.engine import SITES, Batches, Cell, Measured, Metric, Part, Sweep
+from helpers.engine import SITES, Batches, Cell, Measured, Metric, Part, Sweep, rows_that_fit
 from helpers.metrics import logit_diff, recovered
 from helpers.prompts import PromptPair, as_list, position_labels, tokenize_pairs
 
 STREAM_SITES = tuple(site for site in SITES if site != "z")
 DIRECTIONS = ("denoise", "noise")
-BATCH_SIZE = 128
 SECONDS_BEFORE_PROGRESS_BAR = 5
 
 Positions = int | Sequence[int] | None
@@ -49,7 +48,7 @@ def patch_layers(
     metric: Metric = logit_diff,
     normalize: bool = True,
     per_prompt: bool = False,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Patch one site of one layer at a time, for every layer.
@@ -70,8 +69,9 @@ def patch_layers(
         per_prompt: keep one value per prompt, each on the scale of its own two runs, instead of
             the mean over prompts. The mean is taken before normalizing, so that a prompt with a
             small clean-corrupted difference counts little in it.
-        batch_size: how many runs are done at a time; it bounds memory and changes no result.
-            If memory runs out all the same, smaller batches are tried.
+        batch_size: how many runs are done at a time, which bounds memory and changes no result;
+            None for as many as `helpers.engine.rows_that_fit`. If memory runs out all the same,
+            smaller batches are tried.
         progress: show a bar if the sweep takes more than a few seconds.
 
     Returns:
@@ -99,7 +99,7 @@ def patch_positions(
     metric: Metric = logit_diff,
     normalize: bool = True,
     per_prompt: bool = False,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Patch one site in one layer at one position at a time, for all layers and positions.
@@ -128,7 +128,7 @@ def patch_heads(
     metric: Metric = logit_diff,
     normalize: bool = True,
     per_prompt: bool = False,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Patch the output of one attention head at a time, for all heads of all layers.
@@ -155,7 +155,7 @@ def patch_heads_by_position(
     metric: Metric = logit_diff,
     normalize: bool = True,
     per_prompt: bool = False,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Patch the output of one attention head at one position at a time.
@@ -194,7 +194,7 @@ def patch_together(
     metric: Metric = logit_diff,
     normalize: bool = True,
     per_prompt: bool = False,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Patch several parts in one run, for each of some sets of parts.
@@ -232,18 +232,16 @@ def run_cells(
     site: str,
     direction: str,
     metric: Metric,
-    batch_size: int,
+    batch_size: int | None,
     progress: bool,
 ) -> Measured:
     """Patch every cell into every pair; pairs of one length are run together, none is padded."""
     check_choice("direction", direction, DIRECTIONS)
     check_metric(metric)
-    batch_size = whole_number("batch_size", batch_size)
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, but must be 1 or more.")
     pairs = as_list(pairs)
     lengths = [len(model.tokenizer.encode(pair.clean)) for pair in pairs]
     check_lengths(model, lengths)
+    batch_size = check_batch_size(model, batch_size, lengths)
     cells = [[resolve(model, part, site, lengths) for part in cell] for cell in cells]
     measured = Measured(
         patched=torch.empty(len(pairs), len(cells)),
@@ -374,6 +372,18 @@ def check_lengths(model: TransformersModel, lengths: Sequence[int]) -> None:
             f"A prompt has {max(lengths)} tokens, but this model of the family "
             f"{model.config.model_type!r} can be patched in prompts of up to {limit}."
         )
+
+
+def check_batch_size(
+    model: TransformersModel, batch_size: int | None, lengths: Sequence[int]
+) -> int:
+    """Return the batch size that was given, or one that fits if it is None."""
+    if batch_size is None:
+        return rows_that_fit(model, max(lengths))
+    batch_size = whole_number("batch_size", batch_size)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, but must be 1 or more.")
+    return batch_size
 
 
 def count_heads(model: TransformersModel) -> int:
