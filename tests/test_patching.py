@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from conftest import RANDOM_MODELS
 from reference import measure
 
 from helpers import engine, patching
-from helpers.engine import Batches, Part
+from helpers.engine import Batches, Part, rows_that_fit
 from helpers.metrics import answer_probability, kl_from_clean, logit_diff
 from helpers.patching import (
     STREAM_SITES,
@@ -242,6 +243,36 @@ def test_one_pair_and_many_agree(model, mixed_pairs):
     together = patch_heads(model, mixed_pairs, per_prompt=True)
     for n, pair in enumerate(mixed_pairs):
         pd.testing.assert_frame_equal(together.loc[n], patch_heads(model, pair), atol=1e-4)
+
+
+@pytest.mark.parametrize("any_model", MODELS, indirect=True)
+def test_without_a_batch_size_one_is_chosen_that_fits(any_model, monkeypatch):
+    sizes = []
+    run = engine.Batches.__init__
+
+    def note_size(batches, size):
+        sizes.append(size)
+        run(batches, size)
+
+    monkeypatch.setattr(engine.Batches, "__init__", note_size)
+    pairs = load_pairs(kind="swap", template="after_went")
+    table = patch_heads(any_model, pairs)
+    monkeypatch.setattr(engine, "MEMORY_FOR_BATCHES", 1)
+    pd.testing.assert_frame_equal(patch_heads(any_model, pairs), table, atol=1e-4)
+    assert min(sizes[:2]) > 1
+    assert sizes[2:] == [1, 1]
+
+
+def test_longer_prompts_go_in_smaller_batches(model):
+    assert rows_that_fit(model, 10) > rows_that_fit(model, 20) > 1
+
+
+def test_half_the_memory_of_a_number_doubles_the_batch(model):
+    number = rows_that_fit(model, 16)
+    half = SimpleNamespace(
+        config=model.config, blocks=model.blocks, device=model.device, dtype=torch.float16
+    )
+    assert abs(rows_that_fit(half, 16) - 2 * number) <= 1
 
 
 def run_short_of_memory(monkeypatch, limit, error):
