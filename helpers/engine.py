@@ -10,8 +10,9 @@ The same comes out of less work, and each step says at its place why nothing is 
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import nnsight
 import numpy as np
@@ -20,6 +21,8 @@ from nnsight import TransformersModel
 from transformers import Cache, DynamicCache
 
 from helpers.prompts import TokenizedPairs
+
+Result = TypeVar("Result")
 
 MEMORY_FOR_BATCHES = 200_000_000
 
@@ -120,13 +123,13 @@ class Batches:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def run(self, items: Sequence, work: Callable[[Sequence], object]) -> None:
-        """Call `work` on one batch after the other; on a batch that does not fit, by halves."""
+    def run(self, items: Sequence, work: Callable[[Sequence], Result]) -> Iterator[Result]:
+        """Yield `work(batch)` for one batch after the other; where one does not fit, by halves."""
         done = 0
         while done < len(items):
             batch = items[done : done + self.size]
             try:
-                work(batch)
+                result = work(batch)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -136,6 +139,7 @@ class Batches:
                 self.size = len(batch) // 2
             else:
                 done += len(batch)
+                yield result
 
 
 def rows_that_fit(model: TransformersModel, length: int) -> int:
@@ -203,17 +207,12 @@ class Sweep:
         unpatched = self.corrupted if denoise else self.clean
         self.patched = unpatched[:, None].repeat(1, len(cells))
 
-    def run(self, tick: Callable[[int], object]) -> None:
-        """Do all patched runs, and call `tick` with the number of those just done."""
+    def run(self) -> Iterator[int]:
+        """Do all patched runs, and yield after each batch the number of those just done."""
         rows = self.find_rows()
-        tick(self.patched.numel() - len(rows))
-
-        def work(batch: Sequence[Row]) -> None:
-            self.run_patched(batch)
-            tick(len(batch))
-
+        yield self.patched.numel() - len(rows)
         for _, group in itertools.groupby(rows, key=lambda row: row.layer):
-            self.batches.run(list(group), work)
+            yield from self.batches.run(list(group), self.run_patched)
         self.measure_waiting()
 
     def find_rows(self) -> list[Row]:
@@ -241,8 +240,8 @@ class Sweep:
         reached = (self.tokens.clean != self.tokens.corrupted).cumsum(dim=1) > 0
         return (differ & reached[..., None]).numpy()
 
-    def run_patched(self, rows: Sequence[Row]) -> None:
-        """Run rows that begin in the same layer, up to the unembedding.
+    def run_patched(self, rows: Sequence[Row]) -> int:
+        """Run rows that begin in the same layer, up to the unembedding; returns how many.
 
         Below that layer a patched run is the base run, so those blocks are skipped, and where
         a block's output is what is patched, that block, too. And at positions before its first
@@ -270,6 +269,7 @@ class Sweep:
         self.waiting.append((rows, final))
         if sum(len(rows) for rows, _ in self.waiting) >= self.batches.size:
             self.measure_waiting()
+        return len(rows)
 
     def stack_masks(self, rows: Sequence[Row], start: int) -> dict[int, torch.Tensor]:
         """Say for each layer what is patched in which row from `start` on, `[row, position, head]`.
@@ -323,6 +323,22 @@ def run_and_save(model: TransformersModel, ids: torch.Tensor, site: str) -> Run:
             activations.append(SITES[site](block))
         output = model.output.save()
     return Run(output.logits[:, -1], resume or activations, activations, output.past_key_values)
+
+
+def run_with(
+    model: TransformersModel, ids: torch.Tensor, donor: Run, parts: Sequence[Part], site: str
+) -> torch.Tensor:
+    """Run one prompt `[1, position]` with the donor's parts; returns logits `[1, vocabulary]`."""
+    heads = model.config.num_attention_heads if site == "z" else 1
+    masks = {}
+    for part in sorted(parts, key=lambda part: part.layer):
+        mask = masks.setdefault(part.layer, torch.zeros(*ids.shape, heads, dtype=torch.bool))
+        mask[0][part.where(0)] = True
+    with torch.no_grad(), model.trace(ids, logits_to_keep=1):
+        for layer, mask in masks.items():
+            replace(SITES[site](model.blocks[layer]), donor.site[layer], mask)
+        logits = model.output.logits[:, -1].save()
+    return logits
 
 
 def first_positions(cache: Cache, pairs: torch.Tensor, count: int) -> DynamicCache:

@@ -18,8 +18,8 @@ import inspect
 import operator
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 
 import pandas as pd
@@ -27,7 +27,18 @@ import torch
 from nnsight import TransformersModel
 from tqdm.auto import tqdm
 
-from helpers.engine import SITES, Batches, Cell, Measured, Metric, Part, Sweep, rows_that_fit
+from helpers.engine import (
+    SITES,
+    Batches,
+    Cell,
+    Measured,
+    Metric,
+    Part,
+    Sweep,
+    rows_that_fit,
+    run_and_save,
+    run_with,
+)
 from helpers.metrics import logit_diff, recovered
 from helpers.prompts import PromptPair, as_list, position_labels, tokenize_pairs
 
@@ -82,12 +93,10 @@ def patch_layers(
         ValueError: an argument is unknown or out of range, a pair cannot be patched
             (see `check_pair`), or clean and corrupted are too close to normalize.
     """
-    check_choice("site", site, STREAM_SITES)
-    layers = range(len(model.blocks))
-    cells = [[Part(layer, position=position)] for layer in layers]
-    measured = run_cells(model, pairs, cells, site, direction, metric, batch_size, progress)
-    rows = pd.Index(layers, name="layer")
-    return to_table(measured, rows, None, metric, normalize, per_prompt)
+    plan = plan_layers(model, site, position)
+    return carry_out(
+        model, pairs, plan, direction, metric, normalize, per_prompt, batch_size, progress
+    )
 
 
 def patch_positions(
@@ -110,13 +119,10 @@ def patch_positions(
         A table with rows `layer` (with `per_prompt`, rows `prompt`, `layer`) and columns
         `position`, labelled with index and token of the clean prompt, as `position_labels` does.
     """
-    check_choice("site", site, STREAM_SITES)
-    columns = pd.Index(position_labels(model.tokenizer, pairs), name="position")
-    layers = range(len(model.blocks))
-    cells = [[Part(n, position=position)] for n, position in product(layers, range(len(columns)))]
-    measured = run_cells(model, pairs, cells, site, direction, metric, batch_size, progress)
-    rows = pd.Index(layers, name="layer")
-    return to_table(measured, rows, columns, metric, normalize, per_prompt)
+    plan = plan_positions(model, pairs, site)
+    return carry_out(
+        model, pairs, plan, direction, metric, normalize, per_prompt, batch_size, progress
+    )
 
 
 def patch_heads(
@@ -139,11 +145,10 @@ def patch_heads(
     Returns:
         A table with rows `layer` (with `per_prompt`, rows `prompt`, `layer`) and columns `head`.
     """
-    layers, columns = range(len(model.blocks)), pd.RangeIndex(count_heads(model), name="head")
-    cells = [[Part(layer, head, position)] for layer, head in product(layers, columns)]
-    measured = run_cells(model, pairs, cells, "z", direction, metric, batch_size, progress)
-    rows = pd.Index(layers, name="layer")
-    return to_table(measured, rows, columns, metric, normalize, per_prompt)
+    plan = plan_heads(model, position)
+    return carry_out(
+        model, pairs, plan, direction, metric, normalize, per_prompt, batch_size, progress
+    )
 
 
 def patch_heads_by_position(
@@ -175,13 +180,10 @@ def patch_heads_by_position(
         A table with rows `layer`, `head` (with `per_prompt`, rows `prompt`, `layer`, `head`)
         and columns `position`, labelled as `position_labels` does.
     """
-    if heads is None:
-        heads = product(range(len(model.blocks)), range(count_heads(model)))
-    rows = index_of_heads(heads)
-    columns = pd.Index(position_labels(model.tokenizer, pairs), name="position")
-    cells = [[Part(*head, position)] for head, position in product(rows, range(len(columns)))]
-    measured = run_cells(model, pairs, cells, "z", direction, metric, batch_size, progress)
-    return to_table(measured, rows, columns, metric, normalize, per_prompt)
+    plan = plan_heads_by_position(model, pairs, heads)
+    return carry_out(
+        model, pairs, plan, direction, metric, normalize, per_prompt, batch_size, progress
+    )
 
 
 def patch_together(
@@ -216,58 +218,221 @@ def patch_together(
         A table with rows `patched`, the names of the sets (with `per_prompt`, rows `prompt`,
         `patched`), and one column as in `patch_layers`.
     """
+    plan = plan_together(sets, site)
+    return carry_out(
+        model, pairs, plan, direction, metric, normalize, per_prompt, batch_size, progress
+    )
+
+
+def predictions(
+    model: TransformersModel,
+    pair: PromptPair,
+    parts: Iterable[Part],
+    *,
+    site: str = "z",
+    direction: str = "denoise",
+    count: int = 5,
+) -> pd.DataFrame:
+    """Compare the likeliest next tokens of the clean, the corrupted, and one patched run.
+
+    Args:
+        model: from `load_model`.
+        pair: one pair.
+        parts: what is patched at once.
+        site: as in `patch_layers`, or `"z"` for heads.
+        direction: as in `patch_layers`.
+        count: how many tokens of each run.
+
+    Returns:
+        A table of probabilities with columns `clean`, `corrupted`, `patched`, and rows `token`:
+        the `count` likeliest of each run, in the order of their largest probability.
+    """
+    check_choice("site", site, SITES)
+    check_choice("direction", direction, DIRECTIONS)
+    tokens = tokenize_pairs(model.tokenizer, pair)
+    lengths = [tokens.clean.shape[1]]
+    check_lengths(model, lengths)
+    parts = [resolve(model, part, site, lengths) for part in parts]
+    clean, corrupted = (run_and_save(model, ids, site) for ids in (tokens.clean, tokens.corrupted))
+    denoise = direction == "denoise"
+    donor, ids = (clean, tokens.corrupted) if denoise else (corrupted, tokens.clean)
+    logits = [clean.logits, corrupted.logits, run_with(model, ids, donor, parts, site)]
+    shares = torch.cat(logits).softmax(dim=-1).cpu()
+    likeliest = sorted({int(token) for token in shares.topk(count).indices.flatten()})
+    likeliest.sort(key=lambda token: -shares[:, token].max())
+    rows = pd.Index([model.tokenizer.decode([token]) for token in likeliest], name="token")
+    columns = ["clean", "corrupted", "patched"]
+    return pd.DataFrame(shares[:, likeliest].T.numpy(), rows, columns)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep patches.
+
+    Attributes:
+        site: where in a layer.
+        cells: the parts that are patched at once, for one cell of the table after the other.
+        rows: the rows of the table.
+        columns: its columns; None for one, named after what is measured.
+    """
+
+    site: str
+    cells: Sequence[Cell]
+    rows: pd.Index
+    columns: pd.Index | None = None
+
+
+def plan_layers(model: TransformersModel, site: str, position: Positions = None) -> Plan:
+    """Plan what `patch_layers` does."""
+    check_choice("site", site, STREAM_SITES)
+    layers = pd.RangeIndex(len(model.blocks), name="layer")
+    return Plan(site, [[Part(layer, position=position)] for layer in layers], layers)
+
+
+def plan_positions(
+    model: TransformersModel, pairs: PromptPair | Sequence[PromptPair], site: str
+) -> Plan:
+    """Plan what `patch_positions` does."""
+    check_choice("site", site, STREAM_SITES)
+    layers = pd.RangeIndex(len(model.blocks), name="layer")
+    columns = pd.Index(position_labels(model.tokenizer, pairs), name="position")
+    cells = [[Part(n, position=position)] for n, position in product(layers, range(len(columns)))]
+    return Plan(site, cells, layers, columns)
+
+
+def plan_heads(model: TransformersModel, position: Positions = None) -> Plan:
+    """Plan what `patch_heads` does."""
+    layers = pd.RangeIndex(len(model.blocks), name="layer")
+    columns = pd.RangeIndex(count_heads(model), name="head")
+    cells = [[Part(layer, head, position)] for layer, head in product(layers, columns)]
+    return Plan("z", cells, layers, columns)
+
+
+def plan_heads_by_position(
+    model: TransformersModel,
+    pairs: PromptPair | Sequence[PromptPair],
+    heads: Iterable[tuple[int, int]] | None = None,
+) -> Plan:
+    """Plan what `patch_heads_by_position` does."""
+    if heads is None:
+        heads = product(range(len(model.blocks)), range(count_heads(model)))
+    rows = index_of_heads(heads)
+    columns = pd.Index(position_labels(model.tokenizer, pairs), name="position")
+    cells = [[Part(*head, position)] for head, position in product(rows, range(len(columns)))]
+    return Plan("z", cells, rows, columns)
+
+
+def plan_together(sets: Mapping[str, Iterable[Part]], site: str) -> Plan:
+    """Plan what `patch_together` does."""
     check_choice("site", site, SITES)
     cells = [list(parts) for parts in sets.values()]
     if not cells or not all(cells):
         raise ValueError("There is nothing to patch: give at least one set, and no empty ones.")
-    measured = run_cells(model, pairs, cells, site, direction, metric, batch_size, progress)
-    rows = pd.Index(sets.keys(), name="patched")
-    return to_table(measured, rows, None, metric, normalize, per_prompt)
+    return Plan(site, cells, pd.Index(sets.keys(), name="patched"))
 
 
-def run_cells(
+class Experiment:
+    """A plan on some pairs, which can be run step by step.
+
+    Arguments and errors are those of `patch_layers`.
+    """
+
+    def __init__(
+        self,
+        model: TransformersModel,
+        pairs: PromptPair | Sequence[PromptPair],
+        plan: Plan,
+        *,
+        direction: str = "denoise",
+        metric: Metric = logit_diff,
+        batch_size: int | None = None,
+    ) -> None:
+        check_choice("direction", direction, DIRECTIONS)
+        check_metric(metric)
+        self.model, self.pairs, self.plan = model, as_list(pairs), plan
+        self.direction, self.metric = direction, metric
+        self.lengths = [len(model.tokenizer.encode(pair.clean)) for pair in self.pairs]
+        check_lengths(model, self.lengths)
+        self.batch_size = check_batch_size(model, batch_size, self.lengths)
+        self.cells = [
+            [resolve(model, part, plan.site, self.lengths) for part in cell] for cell in plan.cells
+        ]
+        self.total = len(self.pairs) * len(self.cells)
+        self.measured = Measured(
+            patched=torch.empty(len(self.pairs), len(self.cells)),
+            clean=torch.empty(len(self.pairs)),
+            corrupted=torch.empty(len(self.pairs)),
+        )
+
+    def run(self) -> Iterator[int]:
+        """Do all runs, and yield after each batch how many of the `total` were just done.
+
+        Pairs of one length are run together, none is padded.
+        """
+        row_batches, pair_batches = Batches(self.batch_size), Batches(self.batch_size)
+        measured = self.measured
+
+        def prepare(chosen: Sequence[int]) -> tuple[Sequence[int], Sweep]:
+            return chosen, self.sweep(chosen, row_batches)
+
+        for indices in group_by(self.lengths).values():
+            for chosen, sweep in pair_batches.run(indices, prepare):
+                yield from sweep.run()
+                measured.patched[chosen] = sweep.patched
+                measured.clean[chosen], measured.corrupted[chosen] = sweep.clean, sweep.corrupted
+
+    def sweep(self, chosen: Sequence[int], batches: Batches) -> Sweep:
+        """Set up the sweep over some pairs of one length."""
+        return Sweep(
+            self.model,
+            tokenize_pairs(self.model.tokenizer, [self.pairs[index] for index in chosen]),
+            [[of_pairs(part, chosen) for part in cell] for cell in self.cells],
+            site=self.plan.site,
+            direction=self.direction,
+            metric=self.metric,
+            batches=batches,
+        )
+
+    def table(self, *, normalize: bool = True, per_prompt: bool = False) -> pd.DataFrame:
+        """Label what was measured, once all is run."""
+        measured = self.measured
+        values = (measured.patched, measured.clean, measured.corrupted)
+        if not per_prompt:
+            values = [x.mean(0, keepdim=True) for x in values]
+        patched, clean, corrupted = values
+        if normalize:
+            patched = recovered(patched, clean[:, None], corrupted[:, None])
+        measure = "recovered" if normalize else getattr(self.metric, "__name__", "metric")
+        rows, columns = self.plan.rows, self.plan.columns
+        columns = pd.Index([measure]) if columns is None else columns
+        tables = [
+            pd.DataFrame(values.numpy().reshape(len(rows), -1), rows, columns) for values in patched
+        ]
+        prompts = {"keys": range(len(tables)), "names": ["prompt"]}
+        table = pd.concat(tables, **prompts) if per_prompt else tables[0]
+        table.attrs["measure"] = measure
+        return table
+
+
+def carry_out(
     model: TransformersModel,
     pairs: PromptPair | Sequence[PromptPair],
-    cells: Sequence[Cell],
-    site: str,
+    plan: Plan,
     direction: str,
     metric: Metric,
+    normalize: bool,
+    per_prompt: bool,
     batch_size: int | None,
     progress: bool,
-) -> Measured:
-    """Patch every cell into every pair; pairs of one length are run together, none is padded."""
-    check_choice("direction", direction, DIRECTIONS)
-    check_metric(metric)
-    pairs = as_list(pairs)
-    lengths = [len(model.tokenizer.encode(pair.clean)) for pair in pairs]
-    check_lengths(model, lengths)
-    batch_size = check_batch_size(model, batch_size, lengths)
-    cells = [[resolve(model, part, site, lengths) for part in cell] for cell in cells]
-    measured = Measured(
-        patched=torch.empty(len(pairs), len(cells)),
-        clean=torch.empty(len(pairs)),
-        corrupted=torch.empty(len(pairs)),
+) -> pd.DataFrame:
+    """Run an experiment to its end, with a progress bar."""
+    experiment = Experiment(
+        model, pairs, plan, direction=direction, metric=metric, batch_size=batch_size
     )
-    row_batches, pair_batches = Batches(batch_size), Batches(batch_size)
-    with progress_bar(f"patch {site}", len(pairs) * len(cells), progress) as bar:
-
-        def work(chosen: Sequence[int]) -> None:
-            sweep = Sweep(
-                model,
-                tokenize_pairs(model.tokenizer, [pairs[index] for index in chosen]),
-                [[of_pairs(part, chosen) for part in cell] for cell in cells],
-                site=site,
-                direction=direction,
-                metric=metric,
-                batches=row_batches,
-            )
-            sweep.run(tick=bar.update)
-            measured.patched[chosen] = sweep.patched
-            measured.clean[chosen], measured.corrupted[chosen] = sweep.clean, sweep.corrupted
-
-        for indices in group_by(lengths).values():
-            pair_batches.run(indices, work)
-    return measured
+    with progress_bar(f"patch {plan.site}", experiment.total, progress) as bar:
+        for done in experiment.run():
+            bar.update(done)
+    return experiment.table(normalize=normalize, per_prompt=per_prompt)
 
 
 def resolve(model: TransformersModel, part: Part, site: str, lengths: list[int]) -> Part:
@@ -397,35 +562,6 @@ def group_by(keys: Sequence[int]) -> dict[int, list[int]]:
     for index, key in enumerate(keys):
         groups[key].append(index)
     return groups
-
-
-def to_table(
-    measured: Measured,
-    rows: pd.Index,
-    columns: pd.Index | None,
-    metric: Metric,
-    normalize: bool,
-    per_prompt: bool,
-) -> pd.DataFrame:
-    """Label what was measured; cells are in the order of rows, and within a row of columns.
-
-    Without columns there is one, named after what is measured. `attrs["measure"]` says it, too.
-    """
-    patched, clean, corrupted = measured.patched, measured.clean, measured.corrupted
-    if not per_prompt:
-        patched, clean, corrupted = (x.mean(0, keepdim=True) for x in (patched, clean, corrupted))
-    if normalize:
-        patched = recovered(patched, clean[:, None], corrupted[:, None])
-    measure = "recovered" if normalize else getattr(metric, "__name__", "metric")
-    columns = pd.Index([measure]) if columns is None else columns
-    tables = [
-        pd.DataFrame(values.numpy().reshape(len(rows), -1), rows, columns) for values in patched
-    ]
-    table = (
-        pd.concat(tables, keys=range(len(tables)), names=["prompt"]) if per_prompt else tables[0]
-    )
-    table.attrs["measure"] = measure
-    return table
 
 
 def progress_bar(what: str, total: int, show: bool) -> tqdm:

@@ -330,7 +330,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
         raise RuntimeError("something else")
 
     with pytest.raises(RuntimeError, match="something else"):
-        Batches(4).run([1, 2, 3], work)
+        list(Batches(4).run([1, 2, 3], work))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])

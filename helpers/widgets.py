@@ -1,0 +1,410 @@
+"""Explorers: choose prompts, layers, positions and heads, and see what the model answers.
+
+An explorer is a box that holds its controls and what it shows; `helpers.controls` has the parts.
+A change of a control starts the work that it needs. The work is done in steps, and between two
+steps the kernel hears what else was changed: then what was begun is dropped, as it is no longer
+wanted. Tables are kept, so that going back to a choice is instant.
+"""
+
+import asyncio
+import html
+import io
+from collections import OrderedDict
+from collections.abc import Generator, Hashable, Sequence
+
+import ipywidgets as w
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from nnsight import TransformersModel
+
+from helpers.controls import (
+    STYLE,
+    Choice,
+    Grid,
+    Number,
+    PromptPicker,
+    TokenChips,
+    color_table,
+    decimal,
+    predictions_table,
+    row,
+)
+from helpers.engine import Part
+from helpers.heads import attention_patterns
+from helpers.patching import (
+    Experiment,
+    Plan,
+    patch_heads,
+    plan_heads,
+    plan_heads_by_position,
+    plan_layers,
+    plan_positions,
+    predictions,
+)
+from helpers.plots import find_limit, layer_lines
+from helpers.prompts import PromptPair, differing_positions, token_labels
+
+# A change that comes within this time of another replaces it, so that no stale work is done.
+SECONDS_BEFORE_WORK = 0.03
+TABLES_KEPT = 64
+DIRECTIONS = {
+    "denoise: clean into corrupted": "denoise",
+    "noise: corrupted into clean": "noise",
+}
+SITES = {
+    "resid_pre: the stream before the block": "resid_pre",
+    "resid_post: the stream after the block": "resid_post",
+    "attn_out: what attention adds": "attn_out",
+    "mlp_out: what the MLP adds": "mlp_out",
+}
+
+Steps = Generator[None, None, None]
+
+
+class Explorer(w.VBox):
+    """What all explorers share: a pair of prompts, the status line, and work in steps.
+
+    Attributes:
+        picker: where the prompts are chosen.
+        status: one sentence on what is shown, or what went wrong; screen readers announce it.
+        result: what is shown; empty while there is nothing right to show.
+    """
+
+    def __init__(self, model: TransformersModel) -> None:
+        self._model = model
+        self.kept: OrderedDict[Hashable, pd.DataFrame] = OrderedDict()
+        self.task: asyncio.Task | None = None
+        self.picker = PromptPicker(model.tokenizer)
+        self.stop = w.Button(description="Stop", disabled=True)
+        self.status = w.HTML()
+        self.result = w.VBox(self.make_result())
+        super().__init__(
+            [
+                w.HTML(STYLE),
+                self.picker,
+                row(*self.make_controls()),
+                row(self.stop, self.status),
+                self.result,
+            ]
+        )
+        self.picker.observe(self.changed, "pair")
+        self.stop.on_click(self.stop_work)
+        self.finish()
+
+    @property
+    def model(self) -> TransformersModel:
+        """The model that is explored; it can be replaced by another."""
+        return self._model
+
+    @model.setter
+    def model(self, model: TransformersModel) -> None:
+        self._model = model
+        self.kept.clear()
+        self.fit_to_model()
+        self.picker.tokenizer = model.tokenizer
+        self.picker.check()
+        self.changed()
+
+    @property
+    def pair(self) -> PromptPair:
+        """The pair that is explored."""
+        return self.picker.pair
+
+    def make_result(self) -> Sequence[w.Widget]:
+        """Make the parts that show something."""
+        raise NotImplementedError
+
+    def make_controls(self) -> Sequence[w.Widget]:
+        """Make the controls beside the prompts, and observe them."""
+        raise NotImplementedError
+
+    def fit_to_model(self) -> None:
+        """Offer the layers and heads that the model has."""
+
+    def update(self) -> Generator[None, None, str]:
+        """Show what was chosen; yields between steps, and returns the status."""
+        raise NotImplementedError
+
+    def changed(self, _: object = None) -> None:
+        """Start the work for what was chosen, instead of what was begun."""
+        if self.task is not None:
+            self.task.cancel()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.finish()
+        else:
+            self.task = loop.create_task(self.work())
+
+    async def work(self) -> None:
+        """Do the work in steps, between which the kernel can do other things."""
+        await asyncio.sleep(SECONDS_BEFORE_WORK)
+        for _ in self.steps():
+            await asyncio.sleep(0)
+
+    def finish(self) -> None:
+        """Do the work for what was chosen at once, to its end."""
+        for _ in self.steps():
+            pass
+
+    def steps(self) -> Steps:
+        """Do the work in steps, and show a message instead of a result if it fails."""
+        if self.pair is None:
+            self.say("These prompts cannot be patched; the reason stands above.", shown=False)
+            return
+        self.stop.disabled = False
+        try:
+            self.say((yield from self.update()), shown=True)
+        except Exception as error:
+            self.say(f"{type(error).__name__}: {error}", shown=False)
+        finally:
+            self.stop.disabled = True
+
+    def stop_work(self, _: object = None) -> None:
+        """Drop the work that was begun."""
+        if self.task is not None and not self.task.done():
+            self.task.cancel()
+            self.say("Stopped. Change a choice to go on.", shown=False)
+
+    def say(self, text: str, *, shown: bool) -> None:
+        """Put a sentence into the status line, and show the result or hide it."""
+        self.status.value = f"<p role='status' aria-live='polite'>{html.escape(text)}</p>"
+        self.result.layout.display = "flex" if shown else "none"
+
+    def sweep(
+        self, plan: Plan, direction: str = "denoise", **named: Hashable
+    ) -> Generator[None, None, pd.DataFrame]:
+        """Carry out a plan on the pair, or take its table from those kept under this name."""
+        key = (self.pair, direction, plan.site, *named.items())
+        if key not in self.kept:
+            experiment = Experiment(self.model, self.pair, plan, direction=direction)
+            done = 0
+            for count in experiment.run():
+                done += count
+                yield self.say(f"Patching: {done} of {experiment.total} runs.", shown=True)
+            self.keep(key, experiment.table())
+        self.kept.move_to_end(key)
+        return self.kept[key]
+
+    def predict(self, parts: Sequence[Part], site: str, direction: str = "denoise") -> str:
+        """Write what the three runs predict."""
+        key = (self.pair, direction, site, *parts)
+        if key not in self.kept:
+            table = predictions(self.model, self.pair, parts, site=site, direction=direction)
+            self.keep(key, table)
+        return predictions_table(self.kept[key])
+
+    def keep(self, key: Hashable, table: pd.DataFrame) -> None:
+        """Keep a table, and of all only the last ones that were used."""
+        self.kept[key] = table
+        while len(self.kept) > TABLES_KEPT:
+            self.kept.popitem(last=False)
+
+    def position_labels(self) -> list[str]:
+        """Label the positions of the clean prompt."""
+        return token_labels(self.model.tokenizer, self.pair.clean)
+
+
+class LayerExplorer(Explorer):
+    """Patch one layer after another, at one position or all, and see each run's answer."""
+
+    def make_controls(self) -> Sequence[w.Widget]:
+        """Choose a site, a direction, a position, and the layer whose run is shown."""
+        self.site = Choice("site", SITES, "resid_post")
+        self.direction = Choice("direction", DIRECTIONS)
+        self.layer = Number("layer", len(self.model.blocks), len(self.model.blocks) // 3)
+        self.position = TokenChips()
+        for control in (self.site, self.direction, self.layer, self.position):
+            control.observe(self.changed, "value")
+        return self.site, self.direction, self.layer, self.position
+
+    def make_result(self) -> Sequence[w.Widget]:
+        """Show a line over the layers, its numbers, and predictions."""
+        self.figure, self.numbers = w.Image(format="png"), w.HTML()
+        self.answers = w.HTML()
+        return row(self.figure, self.answers), self.numbers
+
+    def fit_to_model(self) -> None:
+        """Offer the layers that the model has."""
+        self.layer.max = len(self.model.blocks) - 1
+
+    def update(self) -> Generator[None, None, str]:
+        """Draw the sweep over layers, and the predictions of the run with the chosen one."""
+        labels = self.position_labels()
+        self.position.show(labels)
+        site, direction, position = self.site.value, self.direction.value, self.position.value
+        table = yield from self.sweep(
+            plan_layers(self.model, site, position), direction, position=position
+        )
+        where = "all positions" if position is None else labels[position]
+        layer = self.layer.value
+        self.figure.value = draw_layers(table, f"{site} at {where}", layer)
+        self.numbers.value = color_table(table.T)
+        self.answers.value = self.predict([Part(layer, position=position)], site, direction)
+        value = table["recovered"][layer]
+        return f"{site} of layer {layer} at {where}, {direction}: {decimal(value)} recovered."
+
+
+class PositionExplorer(Explorer):
+    """Patch each layer at each position, and see the answer of the run of any cell."""
+
+    def make_controls(self) -> Sequence[w.Widget]:
+        """Choose a site, a direction, and a cell; the cell also by clicking on it."""
+        self.site = Choice("site", SITES, "resid_post")
+        self.direction = Choice("direction", DIRECTIONS)
+        layer, position = self.grid.value
+        self.layer = Number("layer", len(self.model.blocks), layer)
+        self.position = Number("position", len(self.position_labels()), position)
+        self.values = w.Checkbox(description="show numbers", indent=False)
+        for control in (self.site, self.direction):
+            control.observe(self.changed, "value")
+        link_cell(self.grid, self.layer, self.position, self.values)
+        self.grid.observe(self.changed, "value")
+        return self.site, self.direction, self.layer, self.position, self.values
+
+    def make_result(self) -> Sequence[w.Widget]:
+        """Show the grid and the predictions of the chosen cell's run."""
+        differing = differing_positions(self.model.tokenizer, self.pair)
+        self.grid = Grid((len(self.model.blocks) // 3, differing[0]))
+        self.answers = w.HTML()
+        return self.grid, self.answers
+
+    def fit_to_model(self) -> None:
+        """Offer the layers that the model has."""
+        self.layer.max = len(self.model.blocks) - 1
+
+    def update(self) -> Generator[None, None, str]:
+        """Show the sweep, and the predictions of the run with the chosen cell."""
+        site, direction = self.site.value, self.direction.value
+        table = yield from self.sweep(plan_positions(self.model, self.pair, site), direction)
+        self.position.max = table.shape[1] - 1
+        self.grid.show(table)
+        layer, position = self.grid.value
+        self.answers.value = self.predict([Part(layer, position=position)], site, direction)
+        return (
+            f"{site} of layer {layer} at {table.columns[position]}, {direction}: "
+            f"{decimal(table.iat[layer, position])} recovered."
+        )
+
+
+class HeadExplorer(Explorer):
+    """Patch each head; see where the chosen one looks, where it acts, and its run's answer."""
+
+    def make_controls(self) -> Sequence[w.Widget]:
+        """Choose a direction and a head; the head also by clicking on its cell."""
+        self.direction = Choice("direction", DIRECTIONS)
+        layer, head = self.grid.value
+        self.layer = Number("layer", len(self.model.blocks), layer)
+        self.head = Number("head", self.model.config.num_attention_heads, head)
+        self.values = w.Checkbox(description="show numbers", indent=False)
+        self.direction.observe(self.changed, "value")
+        link_cell(self.grid, self.layer, self.head, self.values)
+        self.grid.observe(self.changed, "value")
+        return self.direction, self.layer, self.head, self.values
+
+    def make_result(self) -> Sequence[w.Widget]:
+        """Show the grid, predictions, the effect by position, and the attention pattern."""
+        heads = patch_heads(self.model, self.pair).abs().to_numpy()
+        self.grid = Grid(tuple(int(n) for n in np.unravel_index(heads.argmax(), heads.shape)))
+        self.answers = w.HTML()
+        self.by_position, self.attention = w.HTML(), w.HTML()
+        return row(self.grid, self.answers), self.by_position, self.attention
+
+    def fit_to_model(self) -> None:
+        """Offer the layers and heads that the model has."""
+        self.layer.max = len(self.model.blocks) - 1
+        self.head.max = self.model.config.num_attention_heads - 1
+
+    def update(self) -> Generator[None, None, str]:
+        """Show the sweep, and what is known of the chosen head."""
+        direction = self.direction.value
+        table = yield from self.sweep(plan_heads(self.model), direction)
+        self.grid.show(table)
+        layer, head = chosen = self.grid.value
+        self.answers.value = self.predict([Part(layer, head)], "z", direction)
+        plan = plan_heads_by_position(self.model, self.pair, [chosen])
+        effects = yield from self.sweep(plan, direction, head=chosen)
+        self.by_position.value = titled(
+            f"Head {layer}.{head}, patched at one position at a time",
+            color_table(effects, find_limit(table)),
+        )
+        self.attention.value = titled(
+            f"Where head {layer}.{head} looks in the clean prompt, from each row to each column",
+            color_table(self.patterns().loc[chosen], 1.0),
+        )
+        return f"Head {layer}.{head}, {direction}: {decimal(table.iat[chosen])} recovered."
+
+    def patterns(self) -> pd.DataFrame:
+        """Give the attention patterns of all heads."""
+        key = (self.pair.clean, "attention")
+        if key not in self.kept:
+            self.keep(key, attention_patterns(self.model, self.pair.clean))
+        return self.kept[key]
+
+
+class DirectionExplorer(Explorer):
+    """Compare both directions: what is enough, what is needed, and the difference."""
+
+    def make_controls(self) -> Sequence[w.Widget]:
+        """Choose what is patched."""
+        self.site = Choice("site", {**SITES, "z: heads, at all positions": "z"}, "resid_post")
+        self.site.observe(self.changed, "value")
+        return (self.site,)
+
+    def make_result(self) -> Sequence[w.Widget]:
+        """Show three grids."""
+        self.enough, self.needed, self.difference = w.HTML(), w.HTML(), w.HTML()
+        return self.enough, self.needed, self.difference
+
+    def update(self) -> Generator[None, None, str]:
+        """Show what the clean activation brings back, what the corrupted one costs, and both."""
+        site = self.site.value
+        heads = site == "z"
+        plan = plan_heads(self.model) if heads else plan_positions(self.model, self.pair, site)
+        enough = yield from self.sweep(plan)
+        needed = 1 - (yield from self.sweep(plan, "noise"))
+        difference = enough - needed
+        limit = max(map(find_limit, (enough, needed, difference)))
+        self.enough.value = titled("enough (denoise)", color_table(enough, limit))
+        self.needed.value = titled("needed (1 − noise)", color_table(needed, limit))
+        self.difference.value = titled("difference", color_table(difference, limit))
+        layer, column = difference.abs().stack().idxmax()
+        return (
+            f"{site}: enough and needed differ most in layer {layer}, "
+            f"{difference.columns.name} {column}, by {decimal(difference.at[layer, column])}."
+        )
+
+
+def link_cell(grid: Grid, layer: Number, column: Number, values: w.Checkbox) -> None:
+    """Let numbers and clicks choose the same cell of a grid."""
+    for place, control in enumerate((layer, column)):
+        control.observe(lambda change, place=place: move(grid, place, change["new"]), "value")
+
+    def take_over(_: object) -> None:
+        layer.value, column.value = grid.value
+
+    grid.observe(take_over, "value")
+    values.observe(lambda change: grid.set_trait("numbers", change["new"]), "value")
+
+
+def move(grid: Grid, place: int, index: int) -> None:
+    """Choose the cell in another row (place 0) or column (place 1)."""
+    cell = list(grid.value)
+    cell[place] = index
+    grid.value = tuple(cell)
+
+
+def titled(title: str, table: str) -> str:
+    """Write a title above a table."""
+    return f"<p style='margin:8px 0 2px'><b>{html.escape(title)}</b></p>{table}"
+
+
+def draw_layers(table: pd.DataFrame, name: str, layer: int) -> bytes:
+    """Draw a sweep over layers with the chosen layer marked; returns a PNG file."""
+    figure = Figure(figsize=(6, 3.4))
+    ax = layer_lines({name: table}, figure.subplots())
+    ax.axvline(layer, color="gray", linestyle=":", zorder=0)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=80, bbox_inches="tight")
+    return file.getvalue()

@@ -1,0 +1,356 @@
+"""The explorers, operated in process: what they show is what the sweeps give."""
+
+import asyncio
+import gc
+import random
+import re
+
+import ipywidgets as w
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers import widgets
+from helpers.controls import PromptPicker, color_table, decimal
+from helpers.engine import Part
+from helpers.patching import (
+    patch_heads,
+    patch_heads_by_position,
+    patch_layers,
+    patch_positions,
+    predictions,
+)
+from helpers.plots import heatmap
+from helpers.prompts import PromptPair, differing_positions, load_pairs
+from helpers.widgets import DirectionExplorer, HeadExplorer, LayerExplorer, PositionExplorer
+
+EXPLORERS = [LayerExplorer, PositionExplorer, HeadExplorer, DirectionExplorer]
+
+
+@pytest.fixture(params=EXPLORERS, ids=lambda made: made.__name__)
+def explorer(request, model):
+    return request.param(model)
+
+
+def controls(widget):
+    """List every control that a user can operate."""
+    kinds = (w.Dropdown, w.BoundedIntText, w.Checkbox, w.Text, w.Button)
+    found = [widget] if isinstance(widget, kinds) else []
+    return found + [part for child in getattr(widget, "children", ()) for part in controls(child)]
+
+
+def numbers_in(text):
+    return [float(n) for n in re.findall(r"<td class='coloured'[^>]*>(-?[\d.]+)</td>", text)]
+
+
+def rounded(table):
+    """Give the numbers in the order in which an explorer writes them: layers bottom up."""
+    table = table[::-1] if table.index.name == "layer" else table
+    return [float(decimal(value)) for value in table.to_numpy().flatten()]
+
+
+# What is shown is what the sweeps give
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "resid_post", "attn_out", "mlp_out"])
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_layers(model, pair, site, direction):
+    explorer = LayerExplorer(model)
+    explorer.site.value, explorer.direction.value = site, direction
+    explorer.position.children[10].click()
+    table = patch_layers(model, pair, site=site, direction=direction, position=9)
+    assert explorer.position.value == 9
+    assert numbers_in(explorer.numbers.value) == rounded(table.T)
+    assert bytes(explorer.figure.value).startswith(b"\x89PNG")
+
+
+def test_another_layer_is_another_picture(model):
+    explorer = LayerExplorer(model)
+    before = explorer.figure.value, explorer.status.value
+    explorer.layer.value = 4
+    assert explorer.figure.value != before[0]
+    assert "layer 4" in explorer.status.value
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "resid_post", "attn_out", "mlp_out"])
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_positions(model, pair, site, direction):
+    explorer = PositionExplorer(model)
+    explorer.site.value, explorer.direction.value = site, direction
+    table = patch_positions(model, pair, site=site, direction=direction)
+    pd.testing.assert_frame_equal(explorer.grid.table, table, atol=1e-4)
+    explorer.grid.cells[1, 9].click()
+    assert (explorer.layer.value, explorer.position.value) == (1, 9)
+    assert f"{decimal(table.iat[1, 9])} recovered" in explorer.status.value
+    part = Part(1, position=9)
+    shares = predictions(model, pair, [part], site=site, direction=direction)
+    assert [f"{share:.1%}" in explorer.answers.value for share in shares["patched"]] == [
+        True
+    ] * len(shares)
+
+
+def test_numbers_and_clicks_choose_the_same_cell(model):
+    explorer = PositionExplorer(model)
+    explorer.layer.value, explorer.position.value = 3, 15
+    assert explorer.grid.value == (3, 15)
+    chosen = [
+        place
+        for place, cell in explorer.grid.cells.items()
+        if "patching-chosen" in cell._dom_classes
+    ]
+    assert chosen == [(3, 15)]
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_heads(model, pair, direction):
+    explorer = HeadExplorer(model)
+    explorer.direction.value = direction
+    explorer.grid.cells[5, 3].click()
+    table = patch_heads(model, pair, direction=direction)
+    pd.testing.assert_frame_equal(explorer.grid.table, table, atol=1e-4)
+    by_position = patch_heads_by_position(model, pair, [(5, 3)], direction=direction)
+    assert numbers_in(explorer.by_position.value) == rounded(by_position)
+    rows = re.findall(r"<tr><th scope='row'>.*?</tr>", explorer.attention.value)
+    assert all(abs(sum(numbers_in(line)) - 1) < 0.1 for line in rows)
+    assert len(rows) == by_position.shape[1]
+
+
+def test_the_first_head_shown_is_the_strongest(model, pair):
+    table = patch_heads(model, pair).abs()
+    layer, head = HeadExplorer(model).grid.value
+    assert table.iat[layer, head] == table.max(axis=None)
+
+
+@pytest.mark.parametrize("site", ["resid_post", "z"])
+def test_directions(model, pair, site):
+    explorer = DirectionExplorer(model)
+    explorer.site.value = site
+    sweep = patch_heads if site == "z" else patch_positions
+    enough, needed = sweep(model, pair), 1 - sweep(model, pair, direction="noise")
+    assert numbers_in(explorer.enough.value) == rounded(enough)
+    assert numbers_in(explorer.needed.value) == rounded(needed)
+    assert np.allclose(numbers_in(explorer.difference.value), rounded(enough - needed), atol=0.0101)
+
+
+def test_colours_are_those_of_the_static_figure(model, pair):
+    table = patch_heads(model, pair)
+    mesh = heatmap(table).collections[0]
+    mesh.update_scalarmappable()
+    drawn = [tuple(round(255 * part) for part in colour[:3]) for colour in mesh.get_facecolors()]
+    plt.close()
+    written = re.findall(r"background:#(..)(..)(..)", color_table(table[::-1].rename_axis("x")))
+    written = np.array([[int(part, 16) for part in colour] for colour in written])
+    drawn = np.array(drawn).reshape(*table.shape, 3)[::-1].reshape(-1, 3)
+    assert np.abs(written - drawn).max() <= 1
+
+
+# Prompts
+
+
+def test_every_pair_of_the_file_can_be_picked(model):
+    picker = PromptPicker(model.tokenizer)
+    seen = set()
+    for kind in picker.kind.options:
+        picker.kind.value = kind
+        for order in picker.order.options:
+            picker.order.value = order
+            for template in picker.template.options:
+                picker.template.value = template
+                for number in picker.number.options:
+                    picker.number.value = number
+                    seen.add((picker.pair.clean, picker.pair.corrupted, picker.pair.answer))
+    assert seen == {(pair.clean, pair.corrupted, pair.answer) for pair in load_pairs()}
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "message"),
+    [
+        ("clean", "", "is empty"),
+        ("corrupted", "After John", "their positions do not correspond"),
+        ("answer", "", "Answer and foil are needed"),
+        ("answer", "Bartholomew Xyz", "as one token"),
+        ("foil", "John", "are both"),
+        (
+            "corrupted",
+            "After John and Mary went to the store, Mary gave a bottle of milk to",
+            "same",
+        ),
+    ],
+)
+def test_a_pair_that_cannot_be_patched_shows_a_message_and_no_picture(
+    explorer, field, text, message
+):
+    getattr(explorer.picker, field).value = text
+    assert message in explorer.picker.problem.value
+    assert explorer.picker.pair is None
+    assert explorer.result.layout.display == "none"
+    explorer.picker.take_from_file()
+    assert explorer.picker.problem.value == ""
+    assert explorer.result.layout.display == "flex"
+
+
+def test_a_difference_that_is_too_small_shows_a_message_and_no_picture(explorer, monkeypatch):
+    def too_close(*_, **__):
+        raise ValueError("clean and corrupted are too close")
+
+    monkeypatch.setattr(widgets.Experiment, "table", too_close)
+    explorer.picker.number.value = 3
+    assert "too close" in explorer.status.value
+    assert explorer.result.layout.display == "none"
+
+
+def test_long_prompts_are_refused(model):
+    picker = PromptPicker(model.tokenizer)
+    picker.writing = True
+    picker.clean.value, picker.corrupted.value = "John " * 45 + "to", "Mary " * 45 + "to"
+    picker.writing = False
+    picker.check()
+    assert "explorers show up to 40" in picker.problem.value
+
+
+def test_free_text(explorer, model):
+    own = PromptPair(
+        "John and Mary met. John gave a book to",
+        "John and Mary met. Mary gave a book to",
+        " Mary",
+        " John",
+    )
+    explorer.picker.write(own)
+    assert (explorer.pair.clean, explorer.pair.answer) == (own.clean, own.answer)
+    assert explorer.result.layout.display == "flex"
+    position = differing_positions(model.tokenizer, own)[0]
+    marked = re.findall(r"<li class=differs>(.*?)</li>", explorer.picker.tokens.value)
+    assert marked == [f"{position} John", f"{position} Mary"]
+
+
+def test_text_is_escaped(explorer):
+    explorer.picker.clean.value = "<script>alert(1)</script>"
+    assert "<script>" not in explorer.picker.tokens.value + explorer.picker.problem.value
+
+
+# Everyone
+
+
+def test_every_control_has_a_name(explorer):
+    for control in controls(explorer):
+        assert control.description or control.tooltip, control
+
+
+def test_values_are_shown_on_demand(model):
+    explorer = PositionExplorer(model)
+    assert {cell.description for cell in explorer.grid.cells.values()} == {""}
+    explorer.values.value = True
+    shown = [explorer.grid.cells[1, n].description for n in range(explorer.grid.table.shape[1])]
+    assert shown == [decimal(value) for value in explorer.grid.table.loc[1]]
+
+
+def test_what_is_shown_is_announced(explorer):
+    assert "role='status'" in explorer.status.value
+
+
+# Work
+
+
+def test_what_was_computed_once_is_not_computed_again(explorer, monkeypatch):
+    explorer.picker.number.value = 1
+    explorer.picker.number.value = 0
+    monkeypatch.setattr(widgets, "Experiment", None)
+    monkeypatch.setattr(widgets, "predictions", None)
+    explorer.picker.number.value = 1
+    assert explorer.result.layout.display == "flex"
+
+
+def test_a_failure_is_shown(explorer, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("the reason")
+        yield
+
+    monkeypatch.setattr(explorer, "update", fail)
+    explorer.changed()
+    assert "RuntimeError: the reason" in explorer.status.value
+    assert explorer.result.layout.display == "none"
+
+
+def test_another_model_under_a_live_explorer(explorer, load_random):
+    explorer.model = load_random("llama")
+    assert explorer.picker.pair is not None
+    for control in controls(explorer):
+        if isinstance(control, w.BoundedIntText):
+            control.value = 99
+            assert control.value < 20
+    assert "Error" not in explorer.status.value
+
+
+def test_in_a_kernel_only_the_last_of_many_changes_is_worked_on(explorer, monkeypatch):
+    worked = []
+    update = explorer.update
+
+    def noting_update():
+        worked.append(explorer.pair)
+        return (yield from update())
+
+    monkeypatch.setattr(explorer, "update", noting_update)
+
+    async def change_often():
+        for number in (1, 2, 3, 4):
+            explorer.picker.number.value = number
+        await explorer.task
+
+    asyncio.run(change_often())
+    assert worked == [explorer.picker.pairs_of_file()[4]] or len(worked) == 1
+    assert "Error" not in explorer.status.value
+
+
+def test_work_can_be_stopped(model):
+    explorer = PositionExplorer(model)
+
+    async def change_and_stop():
+        explorer.picker.number.value = 2
+        while explorer.stop.disabled:
+            await asyncio.sleep(0)
+        explorer.stop.click()
+        await asyncio.sleep(0.01)
+
+    asyncio.run(change_and_stop())
+    assert "Stopped" in explorer.status.value
+    assert explorer.stop.disabled
+    assert explorer.result.layout.display == "none"
+    explorer.picker.number.value = 3
+    assert "recovered" in explorer.status.value
+
+
+def test_a_thousand_random_changes(model):
+    rng = random.Random(0)
+    explorers = [kind(model) for kind in EXPLORERS]
+    counts, figures = [], len(plt.get_fignums())
+    for number in range(1000):
+        act(rng, rng.choice(explorers))
+        if number % 250 == 249:
+            gc.collect()
+            counts.append(count_widgets())
+    assert counts[-1] == counts[-2]
+    assert len(plt.get_fignums()) == figures
+    for explorer in explorers:
+        assert "Error" not in explorer.status.value
+        assert len(explorer.kept) <= widgets.TABLES_KEPT
+
+
+def count_widgets():
+    """Count the live widgets, which ipywidgets 7 and 8 list in different places."""
+    listed = getattr(w.widgets.widget, "_instances", None)
+    return len(w.Widget.widgets if listed is None else listed)
+
+
+def act(rng, explorer):
+    control = rng.choice(
+        [c for c in controls(explorer) if not isinstance(c, w.Text) and c.description != "Stop"]
+    )
+    if isinstance(control, w.Dropdown):
+        control.index = rng.randrange(len(control.options))
+    elif isinstance(control, w.BoundedIntText):
+        control.value = rng.randint(control.min, control.max)
+    elif isinstance(control, w.Checkbox):
+        control.value = not control.value
+    else:
+        control.click()
