@@ -24,7 +24,7 @@ LONGEST_PROMPT = 40
 # How much red, green and blue add to what the eye takes for brightness (ITU-R BT.601).
 BRIGHTNESS = (0.299, 0.587, 0.114)
 STYLE = """<style>
-.patching-cell.jupyter-button {min-width: 0; width: auto; height: 26px; margin: 0; padding: 0;
+.patching-cell.jupyter-button {min-width: 0; width: 42px; height: 26px; margin: 0; padding: 0;
   font-size: 11px; line-height: 26px; color: #111; border: 1px solid #bbb}
 .patching-cell.patching-dark.jupyter-button {color: #fff}
 .patching-chip.jupyter-button {width: auto; margin: 1px; padding: 0 6px}
@@ -32,6 +32,7 @@ STYLE = """<style>
 .patching-table {border-collapse: collapse; font-size: 12px; line-height: 1.3}
 .patching-table th, .patching-table td {padding: 1px 5px; text-align: right; font-weight: normal}
 .patching-table td.coloured {min-width: 2.2em; border: 1px solid #bbb}
+.patching-header {display: grid; gap: 3px; font-size: 11px; line-height: 1.2; align-items: end}
 .patching-label {text-align: center; overflow-wrap: anywhere}
 .patching-chips {margin: 0; padding: 0}
 .patching-chips li {display: inline-block; margin: 1px; padding: 0 5px; border: 1px solid #999;
@@ -96,7 +97,7 @@ def color_table(table: pd.DataFrame, limit: float | None = None) -> str:
         rows.append(f"<tr><th scope='row'>{html.escape(name)}</th>{cells}</tr>")
     if table.index.name == "layer":
         rows.reverse()
-    corner = html.escape(".".join(map(str, table.index.names)))
+    corner = html.escape(".".join(name or "" for name in table.index.names))
     return f"<table class='patching-table'><tr><th>{corner}</th>{head}</tr>{''.join(rows)}</table>"
 
 
@@ -163,7 +164,7 @@ class Grid(w.VBox):
 
     def template(self) -> str:
         """Give the widths of the columns, in the language of CSS."""
-        return f"4.5em repeat({self.table.shape[1]}, minmax(2.4em, 3.6em))"
+        return f"60px repeat({self.table.shape[1]}, 42px)"
 
     def write_header(self) -> str:
         """Write the labels of the columns as HTML."""
@@ -171,11 +172,9 @@ class Grid(w.VBox):
             f"<span class='patching-label'>{html.escape(str(label))}</span>"
             for label in self.table.columns
         )
-        names = f"{self.table.index.name} \\ {self.table.columns.name}"
-        return (
-            f"<div style='display:grid;grid-template-columns:{self.template()};font-size:11px;"
-            f"line-height:1.2;align-items:end'><span>{html.escape(names)}</span>{labels}</div>"
-        )
+        names = html.escape(f"{self.table.index.name} \\ {self.table.columns.name}")
+        style = f"grid-template-columns:{self.template()}"
+        return f"<div class='patching-header' style='{style}'><span>{names}</span>{labels}</div>"
 
     def arrange(self) -> None:
         """Put as many cells as the table has into rows, layers from the bottom up."""
@@ -186,7 +185,7 @@ class Grid(w.VBox):
             label.value = f"<span style='font-size:11px'>{self.table.index[row]}</span>"
             parts += [label, *(self.cell(row, column) for column in range(columns))]
         self.box.children = parts
-        self.box.layout.grid_template_columns = self.template()
+        self.box.layout.grid_template_columns, self.box.layout.grid_gap = self.template(), "3px"
         row, column = self.value
         self.value = (min(row, rows - 1), min(column, columns - 1))
         self.mark()
@@ -234,12 +233,13 @@ class TokenChips(w.HBox):
 
     value = traitlets.Int(None, allow_none=True)
 
-    def __init__(self) -> None:
+    def __init__(self, value: int | None = None) -> None:
         super().__init__(layout=w.Layout(flex_flow="row wrap"))
         everywhere = w.Button(description="all positions", layout=fitting())
         everywhere.add_class("patching-chip")
         everywhere.on_click(lambda _: self.set_trait("value", None))
         self.made = [everywhere]
+        self.value = value
         self.observe(self.mark, "value")
 
     def show(self, labels: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ wanted. Tables are kept, so that going back to a choice is instant.
 import asyncio
 import html
 import io
+import re
 from collections import OrderedDict
 from collections.abc import Generator, Hashable, Sequence
 
@@ -91,6 +92,10 @@ class Explorer(w.VBox):
         self.picker.observe(self.changed, "pair")
         self.stop.on_click(self.stop_work)
         self.finish()
+
+    def __repr__(self) -> str:
+        """Say what is shown, for readers where widgets do not run."""
+        return f"{type(self).__name__}: {re.sub('<.*?>', '', self.status.value)}"
 
     @property
     def model(self) -> TransformersModel:
@@ -214,7 +219,7 @@ class LayerExplorer(Explorer):
         self.site = Choice("site", SITES, "resid_post")
         self.direction = Choice("direction", DIRECTIONS)
         self.layer = Number("layer", len(self.model.blocks), len(self.model.blocks) // 3)
-        self.position = TokenChips()
+        self.position = TokenChips(len(self.position_labels()) - 1)
         for control in (self.site, self.direction, self.layer, self.position):
             control.observe(self.changed, "value")
         return self.site, self.direction, self.layer, self.position
@@ -240,7 +245,7 @@ class LayerExplorer(Explorer):
         where = "all positions" if position is None else labels[position]
         layer = self.layer.value
         self.figure.value = draw_layers(table, f"{site} at {where}", layer)
-        self.numbers.value = color_table(table.T)
+        self.numbers.value = color_table(table.T.rename_axis("layer"))
         self.answers.value = self.predict([Part(layer, position=position)], site, direction)
         value = table["recovered"][layer]
         return f"{site} of layer {layer} at {where}, {direction}: {decimal(value)} recovered."
