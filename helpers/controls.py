@@ -42,21 +42,13 @@ STYLE = """<style>
 
 
 class Choice(w.Dropdown):
-    """A dropdown whose options can be replaced, keeping the choice where it is still there."""
+    """A dropdown with a label, as wide as what is in it."""
 
     def __init__(self, label: str, options: Sequence | Mapping, value: Hashable = None) -> None:
         wide = {"description_width": "initial"}
         super().__init__(description=label, options=options, style=wide, layout=fitting())
         if value is not None:
             self.value = value
-
-    def replace_options(self, options: Sequence) -> None:
-        """Offer other options."""
-        if tuple(options) == tuple(self.options):
-            return
-        kept = self.value if self.value in options else options[0]
-        self.options = options
-        self.value = kept
 
 
 class Number(w.BoundedIntText):
@@ -85,7 +77,7 @@ def colours_of(values: np.ndarray, limit: float) -> list[list[tuple[str, bool]]]
     ]
 
 
-def color_table(table: pd.DataFrame, limit: float | None = None) -> str:
+def coloured_table(table: pd.DataFrame, limit: float | None = None) -> str:
     """Write a table of numbers as HTML, coloured like a heatmap, layers from the bottom up."""
     values = table.to_numpy()
     colours = colours_of(values, limit or find_limit(table))
@@ -93,7 +85,7 @@ def color_table(table: pd.DataFrame, limit: float | None = None) -> str:
     rows = []
     for label, *line in zip(table.index, values, colours, strict=True):
         name = ".".join(map(str, label)) if isinstance(label, tuple) else str(label)
-        cells = "".join(color_cell(*cell) for cell in zip(*line, strict=True))
+        cells = "".join(coloured_cell(*cell) for cell in zip(*line, strict=True))
         rows.append(f"<tr><th scope='row'>{html.escape(name)}</th>{cells}</tr>")
     if table.index.name == "layer":
         rows.reverse()
@@ -101,7 +93,7 @@ def color_table(table: pd.DataFrame, limit: float | None = None) -> str:
     return f"<table class='patching-table'><tr><th>{corner}</th>{head}</tr>{''.join(rows)}</table>"
 
 
-def color_cell(value: float, colour: tuple[str, bool]) -> str:
+def coloured_cell(value: float, colour: tuple[str, bool]) -> str:
     """Write one number as a coloured cell."""
     background, dark = colour
     text = "#fff" if dark else "#111"

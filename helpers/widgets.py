@@ -14,7 +14,6 @@ from collections import OrderedDict
 from collections.abc import Generator, Hashable, Sequence
 
 import ipywidgets as w
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from nnsight import TransformersModel
@@ -26,7 +25,7 @@ from helpers.controls import (
     Number,
     PromptPicker,
     TokenChips,
-    color_table,
+    coloured_table,
     decimal,
     predictions_table,
     row,
@@ -181,7 +180,7 @@ class Explorer(w.VBox):
         self, plan: Plan, direction: str = "denoise", **named: Hashable
     ) -> Generator[None, None, pd.DataFrame]:
         """Carry out a plan on the pair, or take its table from those kept under this name."""
-        key = (self.pair, direction, plan.site, *named.items())
+        key = self.key(direction, plan.site, *named.items())
         if key not in self.kept:
             experiment = Experiment(self.model, self.pair, plan, direction=direction)
             done = 0
@@ -194,11 +193,15 @@ class Explorer(w.VBox):
 
     def predict(self, parts: Sequence[Part], site: str, direction: str = "denoise") -> str:
         """Write what the three runs predict."""
-        key = (self.pair, direction, site, *parts)
+        key = self.key(direction, site, *parts)
         if key not in self.kept:
             table = predictions(self.model, self.pair, parts, site=site, direction=direction)
             self.keep(key, table)
         return predictions_table(self.kept[key])
+
+    def key(self, direction: str, site: str, *details: Hashable) -> Hashable:
+        """Name a table of the pair, to find it among those kept."""
+        return self.pair, direction, site, *details
 
     def keep(self, key: Hashable, table: pd.DataFrame) -> None:
         """Keep a table, and of all only the last ones that were used."""
@@ -245,7 +248,7 @@ class LayerExplorer(Explorer):
         where = "all positions" if position is None else labels[position]
         layer = self.layer.value
         self.figure.value = draw_layers(table, f"{site} at {where}", layer)
-        self.numbers.value = color_table(table.T.rename_axis("layer"))
+        self.numbers.value = coloured_table(table.T.rename_axis("layer"))
         self.answers.value = self.predict([Part(layer, position=position)], site, direction)
         value = table["recovered"][layer]
         return f"{site} of layer {layer} at {where}, {direction}: {decimal(value)} recovered."
@@ -310,8 +313,9 @@ class HeadExplorer(Explorer):
 
     def make_result(self) -> Sequence[w.Widget]:
         """Show the grid, predictions, the effect by position, and the attention pattern."""
-        heads = patch_heads(self.model, self.pair).abs().to_numpy()
-        self.grid = Grid(tuple(int(n) for n in np.unravel_index(heads.argmax(), heads.shape)))
+        table = patch_heads(self.model, self.pair)
+        self.keep(self.key("denoise", "z"), table)
+        self.grid = Grid(table.abs().stack().idxmax())
         self.answers = w.HTML()
         self.by_position, self.attention = w.HTML(), w.HTML()
         return row(self.grid, self.answers), self.by_position, self.attention
@@ -332,11 +336,11 @@ class HeadExplorer(Explorer):
         effects = yield from self.sweep(plan, direction, head=chosen)
         self.by_position.value = titled(
             f"Head {layer}.{head}, patched at one position at a time",
-            color_table(effects, find_limit(table)),
+            coloured_table(effects, find_limit(table)),
         )
         self.attention.value = titled(
             f"Where head {layer}.{head} looks in the clean prompt, from each row to each column",
-            color_table(self.patterns().loc[chosen], 1.0),
+            coloured_table(self.patterns().loc[chosen], 1.0),
         )
         return f"Head {layer}.{head}, {direction}: {decimal(table.iat[chosen])} recovered."
 
@@ -371,9 +375,9 @@ class DirectionExplorer(Explorer):
         needed = 1 - (yield from self.sweep(plan, "noise"))
         difference = enough - needed
         limit = max(map(find_limit, (enough, needed, difference)))
-        self.enough.value = titled("enough (denoise)", color_table(enough, limit))
-        self.needed.value = titled("needed (1 − noise)", color_table(needed, limit))
-        self.difference.value = titled("difference", color_table(difference, limit))
+        self.enough.value = titled("enough (denoise)", coloured_table(enough, limit))
+        self.needed.value = titled("needed (1 − noise)", coloured_table(needed, limit))
+        self.difference.value = titled("difference", coloured_table(difference, limit))
         layer, column = difference.abs().stack().idxmax()
         return (
             f"{site}: enough and needed differ most in layer {layer}, "

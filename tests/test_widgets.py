@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from helpers import widgets
-from helpers.controls import PromptPicker, color_table, decimal
+from helpers.controls import PromptPicker, coloured_table, decimal
 from helpers.engine import Part
 from helpers.patching import (
     patch_heads,
@@ -139,7 +139,7 @@ def test_colours_are_those_of_the_static_figure(model, pair):
     mesh.update_scalarmappable()
     drawn = [tuple(round(255 * part) for part in colour[:3]) for colour in mesh.get_facecolors()]
     plt.close()
-    written = re.findall(r"background:#(..)(..)(..)", color_table(table[::-1].rename_axis("x")))
+    written = re.findall(r"background:#(..)(..)(..)", coloured_table(table[::-1].rename_axis("x")))
     written = np.array([[int(part, 16) for part in colour] for colour in written])
     drawn = np.array(drawn).reshape(*table.shape, 3)[::-1].reshape(-1, 3)
     assert np.abs(written - drawn).max() <= 1
