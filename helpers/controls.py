@@ -7,7 +7,7 @@ so there are no sliders.
 """
 
 import html
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import ipywidgets as w
 import numpy as np
@@ -34,6 +34,7 @@ STYLE = """<style>
 .patching-table td.coloured {min-width: 2.2em; border: 1px solid #bbb}
 .patching-header {display: grid; gap: 3px; font-size: 11px; line-height: 1.2; align-items: end}
 .patching-label {text-align: center; overflow-wrap: anywhere}
+.patching-code textarea {font-family: var(--jp-code-font-family, monospace); font-size: 12px}
 .patching-chips {margin: 0; padding: 0}
 .patching-chips li {display: inline-block; margin: 1px; padding: 0 5px; border: 1px solid #999;
   border-radius: 3px; list-style: none}
@@ -213,7 +214,34 @@ class Grid(w.VBox):
     def mark(self, _: object = None) -> None:
         """Outline the chosen cell."""
         for place, cell in self.cells.items():
-            (cell.add_class if place == self.value else cell.remove_class)("patching-chosen")
+            (cell.add_class if self.is_chosen(place) else cell.remove_class)("patching-chosen")
+
+    def is_chosen(self, cell: tuple[int, int]) -> bool:
+        """Tell whether a cell is outlined."""
+        return cell == self.value
+
+
+class CellSet(Grid):
+    """A heatmap of which any number of cells are chosen.
+
+    Attributes:
+        chosen: the cells that are outlined, each (row, column).
+    """
+
+    chosen = traitlets.Set()
+
+    def __init__(self, toggle: Callable[[tuple[int, int]], None]) -> None:
+        super().__init__()
+        self.toggle = toggle
+        self.observe(self.mark, "chosen")
+
+    def choose(self, cell: tuple[int, int]) -> None:
+        """Pass on that a cell was clicked."""
+        self.toggle(cell)
+
+    def is_chosen(self, cell: tuple[int, int]) -> bool:
+        """Tell whether a cell is outlined."""
+        return cell in self.chosen
 
 
 class TokenChips(w.HBox):

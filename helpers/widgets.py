@@ -11,10 +11,11 @@ import html
 import io
 import re
 from collections import OrderedDict
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 
 import ipywidgets as w
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from nnsight import TransformersModel
 
@@ -42,7 +43,7 @@ from helpers.patching import (
     plan_positions,
     predictions,
 )
-from helpers.plots import find_limit, layer_lines
+from helpers.plots import find_limit, heatmaps, layer_lines, strongest
 from helpers.prompts import PromptPair, differing_positions, token_labels
 
 # A change that comes within this time of another replaces it, so that no stale work is done.
@@ -68,12 +69,14 @@ class Explorer(w.VBox):
     Attributes:
         picker: where the prompts are chosen.
         status: one sentence on what is shown, or what went wrong; screen readers announce it.
-        result: what is shown; empty while there is nothing right to show.
+        result: the parts that show something; hidden while there is nothing right to show.
+        shown: the tables that are shown, under their names.
     """
 
     def __init__(self, model: TransformersModel) -> None:
         self._model = model
         self.kept: OrderedDict[Hashable, pd.DataFrame] = OrderedDict()
+        self.shown: dict[str, pd.DataFrame] = {}
         self.task: asyncio.Task | None = None
         self.picker = PromptPicker(model.tokenizer)
         self.stop = w.Button(description="Stop", disabled=True)
@@ -94,7 +97,7 @@ class Explorer(w.VBox):
 
     def __repr__(self) -> str:
         """Say what is shown, for readers where widgets do not run."""
-        return f"{type(self).__name__}: {re.sub('<.*?>', '', self.status.value)}"
+        return f"{type(self).__name__}: {self.message()}"
 
     @property
     def model(self) -> TransformersModel:
@@ -115,6 +118,24 @@ class Explorer(w.VBox):
         """The pair that is explored."""
         return self.picker.pair
 
+    def draw(self) -> list[Axes]:
+        """Draw what is shown as a static figure, for a report or where widgets do not run.
+
+        Raises:
+            ValueError: there is nothing right to show.
+        """
+        self.check_shown()
+        return heatmaps(self.shown)
+
+    def check_shown(self) -> None:
+        """Raise a `ValueError` while there is nothing right to show."""
+        if self.result.layout.display == "none":
+            raise ValueError(f"There is nothing to draw: {self.message()}")
+
+    def message(self) -> str:
+        """Give the sentence in the status line."""
+        return html.unescape(re.sub("<.*?>", "", self.status.value))
+
     def make_result(self) -> Sequence[w.Widget]:
         """Make the parts that show something."""
         raise NotImplementedError
@@ -132,14 +153,18 @@ class Explorer(w.VBox):
 
     def changed(self, _: object = None) -> None:
         """Start the work for what was chosen, instead of what was begun."""
-        if self.task is not None:
-            self.task.cancel()
+        self.drop_work()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             self.finish()
         else:
             self.task = loop.create_task(self.work())
+
+    def drop_work(self) -> None:
+        """Drop the work that was begun, if any."""
+        if self.task is not None:
+            self.task.cancel()
 
     async def work(self) -> None:
         """Do the work in steps, between which the kernel can do other things."""
@@ -148,7 +173,11 @@ class Explorer(w.VBox):
             await asyncio.sleep(0)
 
     def finish(self) -> None:
-        """Do the work for what was chosen at once, to its end."""
+        """Do the work for what was chosen at once, to its end.
+
+        A cell that has changed a control calls it before it reads what is shown.
+        """
+        self.drop_work()
         for _ in self.steps():
             pass
 
@@ -160,15 +189,17 @@ class Explorer(w.VBox):
         self.stop.disabled = False
         try:
             self.say((yield from self.update()), shown=True)
+        except ValueError as error:
+            self.say(str(error), shown=False)
         except Exception as error:
             self.say(f"{type(error).__name__}: {error}", shown=False)
         finally:
             self.stop.disabled = True
 
     def stop_work(self, _: object = None) -> None:
-        """Drop the work that was begun."""
+        """Drop the work that was begun, and say so."""
         if self.task is not None and not self.task.done():
-            self.task.cancel()
+            self.drop_work()
             self.say("Stopped. Change a choice to go on.", shown=False)
 
     def say(self, text: str, *, shown: bool) -> None:
@@ -198,6 +229,13 @@ class Explorer(w.VBox):
             table = predictions(self.model, self.pair, parts, site=site, direction=direction)
             self.keep(key, table)
         return predictions_table(self.kept[key])
+
+    def strongest_heads(self, count: int) -> list[tuple[int, int]]:
+        """List the heads, as (layer, head), whose clean output recovers most on its own."""
+        table = patch_heads(self.model, self.pair)
+        self.keep(self.key("denoise", "z", ("position", None)), table)
+        heads = strongest(table, count)
+        return [*zip(heads["layer"].tolist(), heads["head"].tolist(), strict=True)]
 
     def key(self, direction: str, site: str, *details: Hashable) -> Hashable:
         """Name a table of the pair, to find it among those kept."""
@@ -237,6 +275,11 @@ class LayerExplorer(Explorer):
         """Offer the layers that the model has."""
         self.layer.max = len(self.model.blocks) - 1
 
+    def draw(self) -> list[Axes]:
+        """Draw the line as a static figure."""
+        self.check_shown()
+        return [layer_lines(self.shown)]
+
     def update(self) -> Generator[None, None, str]:
         """Draw the sweep over layers, and the predictions of the run with the chosen one."""
         labels = self.position_labels()
@@ -247,7 +290,8 @@ class LayerExplorer(Explorer):
         )
         where = "all positions" if position is None else labels[position]
         layer = self.layer.value
-        self.figure.value = draw_layers(table, f"{site} at {where}", layer)
+        self.shown = {f"{site} at {where}": table}
+        self.figure.value = draw_layers(self.shown, layer)
         self.numbers.value = coloured_table(table.T.rename_axis("layer"))
         self.answers.value = self.predict([Part(layer, position=position)], site, direction)
         value = table["recovered"][layer]
@@ -287,6 +331,7 @@ class PositionExplorer(Explorer):
         site, direction = self.site.value, self.direction.value
         table = yield from self.sweep(plan_positions(self.model, self.pair, site), direction)
         self.position.max = table.shape[1] - 1
+        self.shown = {f"{site}, {direction}": table}
         self.grid.show(table)
         layer, position = self.grid.value
         self.answers.value = self.predict([Part(layer, position=position)], site, direction)
@@ -313,9 +358,7 @@ class HeadExplorer(Explorer):
 
     def make_result(self) -> Sequence[w.Widget]:
         """Show the grid, predictions, the effect by position, and the attention pattern."""
-        table = patch_heads(self.model, self.pair)
-        self.keep(self.key("denoise", "z"), table)
-        self.grid = Grid(table.abs().stack().idxmax())
+        self.grid = Grid(self.strongest_heads(1)[0])
         self.answers = w.HTML()
         self.by_position, self.attention = w.HTML(), w.HTML()
         return row(self.grid, self.answers), self.by_position, self.attention
@@ -328,7 +371,8 @@ class HeadExplorer(Explorer):
     def update(self) -> Generator[None, None, str]:
         """Show the sweep, and what is known of the chosen head."""
         direction = self.direction.value
-        table = yield from self.sweep(plan_heads(self.model), direction)
+        table = yield from self.sweep(plan_heads(self.model), direction, position=None)
+        self.shown = {f"heads, {direction}": table}
         self.grid.show(table)
         layer, head = chosen = self.grid.value
         self.answers.value = self.predict([Part(layer, head)], "z", direction)
@@ -363,8 +407,8 @@ class DirectionExplorer(Explorer):
 
     def make_result(self) -> Sequence[w.Widget]:
         """Show three grids."""
-        self.enough, self.needed, self.difference = w.HTML(), w.HTML(), w.HTML()
-        return self.enough, self.needed, self.difference
+        self.tables = w.HTML()
+        return (self.tables,)
 
     def update(self) -> Generator[None, None, str]:
         """Show what the clean activation brings back, what the corrupted one costs, and both."""
@@ -374,10 +418,15 @@ class DirectionExplorer(Explorer):
         enough = yield from self.sweep(plan)
         needed = 1 - (yield from self.sweep(plan, "noise"))
         difference = enough - needed
-        limit = max(map(find_limit, (enough, needed, difference)))
-        self.enough.value = titled("enough (denoise)", coloured_table(enough, limit))
-        self.needed.value = titled("needed (1 − noise)", coloured_table(needed, limit))
-        self.difference.value = titled("difference", coloured_table(difference, limit))
+        self.shown = {
+            "enough (denoise)": enough,
+            "needed (1 − noise)": needed,
+            "difference": difference,
+        }
+        limit = max(map(find_limit, self.shown.values()))
+        self.tables.value = "".join(
+            titled(name, coloured_table(table, limit)) for name, table in self.shown.items()
+        )
         layer, column = difference.abs().stack().idxmax()
         return (
             f"{site}: enough and needed differ most in layer {layer}, "
@@ -409,10 +458,10 @@ def titled(title: str, table: str) -> str:
     return f"<p style='margin:8px 0 2px'><b>{html.escape(title)}</b></p>{table}"
 
 
-def draw_layers(table: pd.DataFrame, name: str, layer: int) -> bytes:
-    """Draw a sweep over layers with the chosen layer marked; returns a PNG file."""
+def draw_layers(sweeps: Mapping[str, pd.DataFrame], layer: int) -> bytes:
+    """Draw sweeps over layers with the chosen layer marked; returns a PNG file."""
     figure = Figure(figsize=(6, 3.4))
-    ax = layer_lines({name: table}, figure.subplots())
+    ax = layer_lines(sweeps, figure.subplots())
     ax.axvline(layer, color="gray", linestyle=":", zorder=0)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=80, bbox_inches="tight")

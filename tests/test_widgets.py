@@ -2,8 +2,10 @@
 
 import asyncio
 import gc
+import io
 import random
 import re
+import runpy
 
 import ipywidgets as w
 import matplotlib.pyplot as plt
@@ -19,13 +21,15 @@ from helpers.patching import (
     patch_heads_by_position,
     patch_layers,
     patch_positions,
+    patch_together,
     predictions,
 )
+from helpers.playground import Playground, name_part, read_part
 from helpers.plots import heatmap
 from helpers.prompts import PromptPair, differing_positions, load_pairs
 from helpers.widgets import DirectionExplorer, HeadExplorer, LayerExplorer, PositionExplorer
 
-EXPLORERS = [LayerExplorer, PositionExplorer, HeadExplorer, DirectionExplorer]
+EXPLORERS = [LayerExplorer, PositionExplorer, HeadExplorer, DirectionExplorer, Playground]
 
 
 @pytest.fixture(params=EXPLORERS, ids=lambda made: made.__name__)
@@ -35,7 +39,7 @@ def explorer(request, model):
 
 def controls(widget):
     """List every control that a user can operate."""
-    kinds = (w.Dropdown, w.BoundedIntText, w.Checkbox, w.Text, w.Button)
+    kinds = (w.Dropdown, w.BoundedIntText, w.Checkbox, w.Text, w.Textarea, w.Button)
     found = [widget] if isinstance(widget, kinds) else []
     return found + [part for child in getattr(widget, "children", ()) for part in controls(child)]
 
@@ -128,9 +132,110 @@ def test_directions(model, pair, site):
     explorer.site.value = site
     sweep = patch_heads if site == "z" else patch_positions
     enough, needed = sweep(model, pair), 1 - sweep(model, pair, direction="noise")
-    assert numbers_in(explorer.enough.value) == rounded(enough)
-    assert numbers_in(explorer.needed.value) == rounded(needed)
-    assert np.allclose(numbers_in(explorer.difference.value), rounded(enough - needed), atol=0.0101)
+    for shown, expected in zip(
+        explorer.shown.values(), (enough, needed, enough - needed), strict=True
+    ):
+        assert np.allclose(shown, expected, atol=1e-4)
+    written = [number for table in explorer.shown.values() for number in rounded(table)]
+    assert numbers_in(explorer.tables.value) == written
+
+
+PARTS = {
+    "z": "2.0 2.2 5.3@15",
+    "resid_pre": "2@9 4@15",
+    "resid_post": "2@9 4@15",
+    "attn_out": "1 2@15",
+    "mlp_out": "0@9 3@15",
+}
+
+
+@pytest.mark.parametrize("site", PARTS)
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_several_parts_at_once(model, pair, site, direction):
+    playground = Playground(model)
+    playground.site.value, playground.direction.value = site, direction
+    playground.parts.value = PARTS[site]
+    parts = [read_part(name, heads=site == "z") for name in PARTS[site].split()]
+    sets = {name_part(part): [part] for part in parts} | {"together": parts}
+    grid, effects = playground.shown.values()
+    for shown in ("denoise", "noise"):
+        table = patch_together(model, pair, sets, site=site, direction=shown)["recovered"]
+        pd.testing.assert_series_equal(effects[shown], table, check_names=False, atol=1e-4)
+    options = {"direction": direction} | ({} if site == "z" else {"site": site})
+    table = (patch_heads if site == "z" else patch_positions)(model, pair, **options)
+    pd.testing.assert_frame_equal(grid, table, atol=1e-4)
+    together = decimal(effects.loc["together", direction])
+    assert f"{PARTS[site]}, patched at once, {direction}: {together}" in playground.message()
+    shares = predictions(model, pair, parts, site=site, direction=direction)["patched"]
+    assert all(f"{share:.1%}" in playground.answers.value for share in shares)
+
+
+def test_the_code_of_the_playground_gives_its_result(model, tmp_path):
+    playground = Playground(model)
+    playground.picker.number.value = 4
+    (tmp_path / "pasted.py").write_text(playground.code.value)
+    recovered = runpy.run_path(str(tmp_path / "pasted.py"), {"model": model})["recovered"]
+    together = playground.shown["together"].loc["together", "denoise"]
+    assert recovered == pytest.approx(together, abs=1e-4)
+
+
+def test_the_table_of_the_playground_can_be_read_back(model):
+    playground = Playground(model)
+    for text, table in zip(
+        playground.table.value.split("\n\n"), playground.shown.values(), strict=True
+    ):
+        read = pd.read_csv(io.StringIO(text.split("\n", 1)[1]), sep="\t", index_col=0)
+        assert np.allclose(read, table, atol=1e-4)
+
+
+def test_clicks_put_parts_into_the_set_and_take_them_out(model):
+    playground = Playground(model)
+    playground.clear.click()
+    assert "Nothing is patched together" in playground.message()
+    assert playground.code.layout.display == "none"
+    playground.grid.cells[5, 3].click()
+    playground.position.children[16].click()
+    playground.grid.cells[2, 0].click()
+    assert playground.parts.value == "5.3 2.0@15"
+    assert playground.grid.chosen == {(2, 0)}
+    playground.position.children[0].click()
+    assert playground.grid.chosen == {(5, 3)}
+    playground.grid.cells[5, 3].click()
+    assert playground.parts.value == "2.0@15"
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ("2", "'2' does not name a head"),
+        ("2.x", "'2.x' does not name a head"),
+        ("2.0@-1", "does not name a head"),
+        ("9.0", "There is no layer 9"),
+        ("2.0 2.99", "There is no head 99"),
+        ("2.0@16", "Position 16 does not exist"),
+    ],
+)
+def test_parts_that_are_not_there(model, parts, message):
+    playground = Playground(model)
+    playground.parts.value = parts
+    assert message in playground.message()
+    assert playground.result.layout.display == "none"
+    with pytest.raises(ValueError, match="nothing to draw"):
+        playground.draw()
+    playground.site.value = "resid_post"
+    assert playground.result.layout.display == "flex"
+
+
+def test_what_is_shown_can_be_drawn(explorer):
+    axes = explorer.draw()
+    assert len(axes) == (3 if isinstance(explorer, DirectionExplorer) else 1)
+    tables = [*explorer.shown.values()][: len(axes)]
+    for ax, table in zip(axes, tables, strict=True):
+        if isinstance(explorer, LayerExplorer):
+            assert np.allclose(ax.lines[0].get_ydata(), table["recovered"])
+        else:
+            assert np.allclose(ax.collections[0].get_array(), table)
+    plt.close("all")
 
 
 def test_colours_are_those_of_the_static_figure(model, pair):
@@ -302,6 +407,20 @@ def test_in_a_kernel_only_the_last_of_many_changes_is_worked_on(explorer, monkey
     assert "Error" not in explorer.status.value
 
 
+def test_a_notebook_can_wait_for_the_work(explorer):
+    async def change_from_a_cell():
+        explorer.picker.number.value = 4
+        explorer.finish()
+        await asyncio.sleep(0)
+        assert explorer.task.cancelled()
+        return explorer.message()
+
+    message = asyncio.run(change_from_a_cell())
+    expected = type(explorer)(explorer.model)
+    expected.picker.number.value = 4
+    assert message == expected.message()
+
+
 def test_work_can_be_stopped(model):
     explorer = PositionExplorer(model)
 
@@ -344,7 +463,11 @@ def count_widgets():
 
 def act(rng, explorer):
     control = rng.choice(
-        [c for c in controls(explorer) if not isinstance(c, w.Text) and c.description != "Stop"]
+        [
+            c
+            for c in controls(explorer)
+            if not isinstance(c, (w.Text, w.Textarea)) and c.description != "Stop"
+        ]
     )
     if isinstance(control, w.Dropdown):
         control.index = rng.randrange(len(control.options))
