@@ -31,7 +31,7 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 lab: $(INSTALLED)
-	$(VENV)/bin/jupyter lab $(ALLOW_ROOT) notebooks/01_ioi_setup.ipynb
+	$(VENV)/bin/jupyter lab $(ALLOW_ROOT) --LabApp.default_url=/lab/tree/notebooks/01_ioi_setup.ipynb
 
 test: $(INSTALLED)
 	$(LIST_FONTS)

@@ -21,8 +21,10 @@ from helpers.plots import DIVERGING, find_limit
 from helpers.prompts import PromptPair, check_pair, load_pairs, token_labels
 
 LONGEST_PROMPT = 40
-# How much red, green and blue add to what the eye takes for brightness (ITU-R BT.601).
-BRIGHTNESS = (0.299, 0.587, 0.114)
+# How much red, green and blue add to relative luminance, and below which luminance white text
+# has more contrast than black (WCAG 2.2, definitions of both).
+LUMINANCE = (0.2126, 0.7152, 0.0722)
+DARK = 0.179
 STYLE = """<style>
 .patching-cell.jupyter-button {min-width: 0; width: 42px; height: 26px; margin: 0; padding: 0;
   font-size: 11px; line-height: 26px; color: #111; border: 1px solid #bbb}
@@ -71,7 +73,8 @@ def fitting() -> w.Layout:
 def colours_of(values: np.ndarray, limit: float) -> list[list[tuple[str, bool]]]:
     """Give each value the colour that `helpers.plots.heatmap` gives it, and whether it is dark."""
     shades = colormaps[DIVERGING](Normalize(-limit, limit)(values))[..., :3]
-    dark = shades @ BRIGHTNESS < 0.5
+    linear = np.where(shades <= 0.04045, shades / 12.92, ((shades + 0.055) / 1.055) ** 2.4)
+    dark = linear @ LUMINANCE < DARK
     return [
         [(to_hex(shade), bool(is_dark)) for shade, is_dark in zip(*line, strict=True)]
         for line in zip(shades, dark, strict=True)
@@ -156,8 +159,9 @@ class Grid(w.VBox):
         self.paint()
 
     def template(self) -> str:
-        """Give the widths of the columns, in the language of CSS."""
-        return f"60px repeat({self.table.shape[1]}, 42px)"
+        """Give the widths of the columns, in the language of CSS; no word of a label is broken."""
+        longest = [max(map(len, str(label).split())) for label in self.table.columns]
+        return " ".join(["60px", *(f"{max(42, 8 + 7 * length)}px" for length in longest)])
 
     def write_header(self) -> str:
         """Write the labels of the columns as HTML."""
@@ -174,11 +178,13 @@ class Grid(w.VBox):
         rows, columns = self.table.shape
         parts = []
         for row in reversed(range(rows)):
-            label = self.labels.setdefault(row, w.HTML())
+            label = self.labels.setdefault(row, w.HTML(layout=w.Layout(margin="0")))
             label.value = f"<span style='font-size:11px'>{self.table.index[row]}</span>"
             parts += [label, *(self.cell(row, column) for column in range(columns))]
         self.box.children = parts
-        self.box.layout.grid_template_columns, self.box.layout.grid_gap = self.template(), "3px"
+        layout = self.box.layout
+        layout.grid_template_columns, layout.grid_gap = self.template(), "3px"
+        layout.grid_auto_rows = "26px"
         row, column = self.value
         self.value = (min(row, rows - 1), min(column, columns - 1))
         self.mark()
@@ -291,6 +297,7 @@ class PromptPicker(w.VBox):
 
     Attributes:
         pair: the pair, or None while what is written cannot be patched.
+        reason: why it cannot; empty if it can.
     """
 
     pair = traitlets.Instance(PromptPair, allow_none=True)
@@ -324,7 +331,7 @@ class PromptPicker(w.VBox):
                 self.problem,
             ]
         )
-        self.writing = False
+        self.writing, self.reason = False, ""
         for choice in (self.kind, self.order, self.template, self.number):
             choice.observe(self.take_from_file, "value")
         for text in self.texts:
@@ -358,14 +365,17 @@ class PromptPicker(w.VBox):
             " " + self.foil.value.strip(),
         )
         self.tokens.value = self.chips(pair)
+        self.reason = self.reason_against(pair)
+        self.problem.value = f"<p><b>{html.escape(self.reason)}</b></p>" if self.reason else ""
+        self.pair = None if self.reason else pair
+
+    def reason_against(self, pair: PromptPair) -> str:
+        """Say why a pair cannot be patched, and nothing if it can."""
         try:
             self.check_pair(pair)
         except ValueError as error:
-            self.problem.value = f"<p role='alert'><b>{html.escape(str(error))}</b></p>"
-            self.pair = None
-        else:
-            self.problem.value = ""
-            self.pair = pair
+            return str(error)
+        return ""
 
     def check_pair(self, pair: PromptPair) -> None:
         """Raise a `ValueError` unless the pair can be patched, and shown."""
@@ -398,6 +408,6 @@ def chip_list(name: str, labels: Sequence[str], others: Sequence[str]) -> str:
     return f"<ul class='patching-chips' aria-label='{name} tokens'>{items}</ul>"
 
 
-def row(*parts: w.Widget) -> w.HBox:
+def row(*parts: w.Widget, **layout: str) -> w.HBox:
     """Put parts side by side, on more lines where there is no room."""
-    return w.HBox(parts, layout=w.Layout(flex_flow="row wrap"))
+    return w.HBox(parts, layout=w.Layout(flex_flow="row wrap", **layout))

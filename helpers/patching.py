@@ -26,6 +26,7 @@ import pandas as pd
 import torch
 from nnsight import TransformersModel
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from helpers.engine import (
     SITES,
@@ -257,12 +258,33 @@ def predictions(
     denoise = direction == "denoise"
     donor, ids = (clean, tokens.corrupted) if denoise else (corrupted, tokens.clean)
     logits = [clean.logits, corrupted.logits, run_with(model, ids, donor, parts, site)]
-    shares = torch.cat(logits).softmax(dim=-1).cpu()
+    return likeliest_tokens(
+        model.tokenizer, torch.cat(logits), ["clean", "corrupted", "patched"], count
+    )
+
+
+def likeliest_tokens(
+    tokenizer: PreTrainedTokenizerBase, logits: torch.Tensor, runs: Sequence[str], count: int = 5
+) -> pd.DataFrame:
+    """Compare the likeliest next tokens of some runs.
+
+    Args:
+        tokenizer: the model's.
+        logits: at the last position, `[run, vocabulary]`.
+        runs: their names.
+        count: how many tokens of each run.
+
+    Returns:
+        A table of probabilities with a column for each run, and rows `token`: the `count`
+        likeliest of each run, in the order of their largest probability.
+    """
+    shares = logits.softmax(dim=-1).cpu()
     likeliest = sorted({int(token) for token in shares.topk(count).indices.flatten()})
     likeliest.sort(key=lambda token: -shares[:, token].max())
-    rows = pd.Index([model.tokenizer.decode([token]) for token in likeliest], name="token")
-    columns = ["clean", "corrupted", "patched"]
-    return pd.DataFrame(shares[:, likeliest].T.numpy(), rows, columns)
+    rows = pd.Index([tokenizer.decode([token]) for token in likeliest], name="token")
+    table = pd.DataFrame(shares[:, likeliest].T.numpy(), rows, list(runs))
+    table.attrs["measure"] = "probability"
+    return table
 
 
 @dataclass(frozen=True)

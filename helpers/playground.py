@@ -5,12 +5,11 @@ from collections.abc import Generator, Sequence
 
 import ipywidgets as w
 import pandas as pd
-from matplotlib.axes import Axes
 
 from helpers.controls import CellSet, Choice, TokenChips, coloured_table, decimal, row
 from helpers.engine import Part
 from helpers.patching import Plan, plan_heads, plan_positions, plan_together
-from helpers.plots import heatmaps
+from helpers.plots import numbers
 from helpers.widgets import DIRECTIONS, SITES, Explorer, Steps, titled
 from helpers.written_out import write_code
 
@@ -125,11 +124,6 @@ class Playground(Explorer):
         self.answers.value = self.predict(parts, site, direction)
         self.code.value = write_code(self.model, self.pair, parts, site=site, direction=direction)
 
-    def draw(self) -> list[Axes]:
-        """Draw the grid as a static figure."""
-        self.check_shown()
-        return heatmaps(dict([next(iter(self.shown.items()))]))
-
 
 def name_part(part: Part) -> str:
     """Name a part: `2.0` is head 0 of layer 2, `2` all of layer 2, `@9` adds the position."""
@@ -164,7 +158,7 @@ def read_part(name: str, *, heads: bool) -> Part:
 def as_text(named: tuple[str, pd.DataFrame]) -> str:
     """Write a table with its name above and tabs between, as spreadsheets take it."""
     name, table = named
-    return f"{name}\n{table.to_csv(sep=chr(9), float_format='%.4f')}"
+    return f"{name}\n{numbers(table, 3).to_csv(sep=chr(9))}"
 
 
 def text_to_copy(label: str, rows: int) -> w.Textarea:

@@ -15,6 +15,7 @@ from collections.abc import Generator, Hashable, Mapping, Sequence
 
 import ipywidgets as w
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from nnsight import TransformersModel
@@ -36,6 +37,7 @@ from helpers.heads import attention_patterns
 from helpers.patching import (
     Experiment,
     Plan,
+    likeliest_tokens,
     patch_heads,
     plan_heads,
     plan_heads_by_position,
@@ -43,8 +45,8 @@ from helpers.patching import (
     plan_positions,
     predictions,
 )
-from helpers.plots import find_limit, heatmaps, layer_lines, strongest
-from helpers.prompts import PromptPair, differing_positions, token_labels
+from helpers.plots import find_limit, heatmap, heatmaps, layer_lines, strongest
+from helpers.prompts import PromptPair, differing_positions, token_labels, tokenize_pairs
 
 # A change that comes within this time of another replaces it, so that no stale work is done.
 SECONDS_BEFORE_WORK = 0.03
@@ -79,18 +81,20 @@ class Explorer(w.VBox):
         self.shown: dict[str, pd.DataFrame] = {}
         self.task: asyncio.Task | None = None
         self.picker = PromptPicker(model.tokenizer)
-        self.stop = w.Button(description="Stop", disabled=True)
+        self.stop = w.Button(description="Stop", disabled=True, layout=w.Layout(width="5em"))
         self.status = w.HTML()
         self.result = w.VBox(self.make_result())
+        self.result.add_class("patching-result")
         super().__init__(
             [
                 w.HTML(STYLE),
                 self.picker,
                 row(*self.make_controls()),
-                row(self.stop, self.status),
+                row(self.stop, self.status, align_items="center"),
                 self.result,
             ]
         )
+        self.add_class("patching-explorer")
         self.picker.observe(self.changed, "pair")
         self.stop.on_click(self.stop_work)
         self.finish()
@@ -119,13 +123,16 @@ class Explorer(w.VBox):
         return self.picker.pair
 
     def draw(self) -> list[Axes]:
-        """Draw what is shown as a static figure, for a report or where widgets do not run.
+        """Draw the first table that is shown as a static figure, for a report, say.
 
         Raises:
             ValueError: there is nothing right to show.
         """
         self.check_shown()
-        return heatmaps(self.shown)
+        name, table = next(iter(self.shown.items()))
+        ax = heatmap(table)
+        ax.set_title(name)
+        return [ax]
 
     def check_shown(self) -> None:
         """Raise a `ValueError` while there is nothing right to show."""
@@ -184,7 +191,7 @@ class Explorer(w.VBox):
     def steps(self) -> Steps:
         """Do the work in steps, and show a message instead of a result if it fails."""
         if self.pair is None:
-            self.say("These prompts cannot be patched; the reason stands above.", shown=False)
+            self.say(self.picker.reason, shown=False)
             return
         self.stop.disabled = False
         try:
@@ -204,7 +211,8 @@ class Explorer(w.VBox):
 
     def say(self, text: str, *, shown: bool) -> None:
         """Put a sentence into the status line, and show the result or hide it."""
-        self.status.value = f"<p role='status' aria-live='polite'>{html.escape(text)}</p>"
+        attributes = "role='status' aria-live='polite' style='margin:0'"
+        self.status.value = f"<p {attributes}>{html.escape(text)}</p>"
         self.result.layout.display = "flex" if shown else "none"
 
     def sweep(
@@ -231,8 +239,14 @@ class Explorer(w.VBox):
         return predictions_table(self.kept[key])
 
     def strongest_heads(self, count: int) -> list[tuple[int, int]]:
-        """List the heads, as (layer, head), whose clean output recovers most on its own."""
-        table = patch_heads(self.model, self.pair)
+        """List the heads, as (layer, head), whose clean output recovers most on its own.
+
+        Where that cannot be said, for which `update` gives the reason, the first heads.
+        """
+        try:
+            table = patch_heads(self.model, self.pair)
+        except ValueError:
+            return [(0, head) for head in range(count)]
         self.keep(self.key("denoise", "z", ("position", None)), table)
         heads = strongest(table, count)
         return [*zip(heads["layer"].tolist(), heads["head"].tolist(), strict=True)]
@@ -250,6 +264,42 @@ class Explorer(w.VBox):
     def position_labels(self) -> list[str]:
         """Label the positions of the clean prompt."""
         return token_labels(self.model.tokenizer, self.pair.clean)
+
+
+class PromptExplorer(Explorer):
+    """See the tokens of a pair of prompts, and what the model answers to each."""
+
+    def make_controls(self) -> Sequence[w.Widget]:
+        """Choose nothing beside the prompts."""
+        return ()
+
+    def make_result(self) -> Sequence[w.Widget]:
+        """Show predictions and logits."""
+        self.answers, self.logits = w.HTML(), w.HTML()
+        return self.answers, self.logits
+
+    def update(self) -> Generator[None, None, str]:
+        """Show what both prompts lead to."""
+        tokens = tokenize_pairs(self.model.tokenizer, self.pair)
+        with torch.no_grad(), self.model.trace(torch.cat([tokens.clean, tokens.corrupted])):
+            logits = self.model.output.logits[:, -1].save()
+        yield
+        shares = likeliest_tokens(self.model.tokenizer, logits, ["clean", "corrupted"])
+        words = [self.pair.answer, self.pair.foil]
+        table = pd.DataFrame(
+            logits[:, [tokens.answers.item(), tokens.foils.item()]].cpu().numpy(),
+            shares.columns,
+            [
+                f"{name}, {word.strip()}"
+                for name, word in zip(("answer", "foil"), words, strict=True)
+            ],
+        )
+        table["logit difference"] = table.iloc[:, 0] - table.iloc[:, 1]
+        self.shown = {"probability of the next token": shares, "logits": table}
+        self.answers.value = predictions_table(shares)
+        self.logits.value = titled("logits", coloured_table(table.rename_axis("prompt")))
+        clean, corrupted = (decimal(value, 1) for value in table["logit difference"])
+        return f"Logit difference: {clean} clean, {corrupted} corrupted."
 
 
 class LayerExplorer(Explorer):
@@ -288,7 +338,7 @@ class LayerExplorer(Explorer):
         table = yield from self.sweep(
             plan_layers(self.model, site, position), direction, position=position
         )
-        where = "all positions" if position is None else labels[position]
+        where = "all positions" if position is None else f"“{labels[position]}”"
         layer = self.layer.value
         self.shown = {f"{site} at {where}": table}
         self.figure.value = draw_layers(self.shown, layer)
@@ -336,7 +386,7 @@ class PositionExplorer(Explorer):
         layer, position = self.grid.value
         self.answers.value = self.predict([Part(layer, position=position)], site, direction)
         return (
-            f"{site} of layer {layer} at {table.columns[position]}, {direction}: "
+            f"{site} of layer {layer} at “{table.columns[position]}”, {direction}: "
             f"{decimal(table.iat[layer, position])} recovered."
         )
 
@@ -409,6 +459,11 @@ class DirectionExplorer(Explorer):
         """Show three grids."""
         self.tables = w.HTML()
         return (self.tables,)
+
+    def draw(self) -> list[Axes]:
+        """Draw all three grids as a static figure."""
+        self.check_shown()
+        return heatmaps(self.shown)
 
     def update(self) -> Generator[None, None, str]:
         """Show what the clean activation brings back, what the corrupted one costs, and both."""

@@ -27,6 +27,15 @@ matplotlib.use("agg")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Print what tests measured in passing; how fast things are is not what they decide on."""
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    for report in reports:
+        for name, value in getattr(report, "user_properties", ()):
+            if name == "latency" and report.when == "call":
+                terminalreporter.write_line(f"latency of chapter {value}")
+
+
 @pytest.fixture(scope="session")
 def model():
     return load_model("ioi-mini", device="cpu")

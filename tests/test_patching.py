@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import RANDOM_MODELS
-from reference import measure
+from reference import last_logits, measure, patched_logits
 
 from helpers import engine, patching
 from helpers.engine import Batches, Part, rows_that_fit
@@ -21,6 +21,7 @@ from helpers.patching import (
     patch_layers,
     patch_positions,
     patch_together,
+    predictions,
     progress_bar,
 )
 from helpers.prompts import (
@@ -544,3 +545,26 @@ def test_the_progress_bar_counts_every_cell_once(model, mixed_pairs, monkeypatch
     )
     patch_heads(model, mixed_pairs)
     assert totals == [sum(counted)] == [len(mixed_pairs) * 48]
+
+
+# Predictions
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("any_model", MODELS, indirect=True)
+def test_predictions_equal_plain_hooks(any_model, pair, direction):
+    network, tokenizer = any_model._module, any_model.tokenizer
+    table = predictions(any_model, pair, [Part(1, 2), Part(2, 0, -1)], direction=direction)
+    clean, corrupted = tokenizer.encode(pair.clean), tokenizer.encode(pair.corrupted)
+    donor, base = (clean, corrupted) if direction == "denoise" else (corrupted, clean)
+    runs = {
+        "clean": last_logits(network, clean),
+        "corrupted": last_logits(network, corrupted),
+        "patched": patched_logits(network, donor, base, "z", [(1, 2, None), (2, 0, -1)]),
+    }
+    shares = pd.DataFrame({name: logits.softmax(-1).numpy() for name, logits in runs.items()})
+    tokens = {n for name in shares for n in shares[name].nlargest(5).index}
+    expected = shares.loc[sorted(tokens, key=lambda n: -shares.loc[n].max())]
+    assert [*table.columns] == [*expected.columns]
+    assert [*table.index] == [tokenizer.decode([n]) for n in expected.index]
+    assert np.allclose(table, expected, atol=1e-4)
