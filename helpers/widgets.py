@@ -10,6 +10,7 @@ import asyncio
 import html
 import io
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Generator, Hashable, Mapping, Sequence
 
@@ -50,6 +51,8 @@ from helpers.prompts import PromptPair, differing_positions, token_labels, token
 
 # A change that comes within this time of another replaces it, so that no stale work is done.
 SECONDS_BEFORE_WORK = 0.03
+# How often work says how far it is; screen readers announce it each time.
+SECONDS_BETWEEN_REPORTS = 0.5
 TABLES_KEPT = 64
 DIRECTIONS = {
     "denoise: clean into corrupted": "denoise",
@@ -194,6 +197,7 @@ class Explorer(w.VBox):
             self.say(self.picker.reason, shown=False)
             return
         self.stop.disabled = False
+        self.reported = time.monotonic()
         try:
             self.say((yield from self.update()), shown=True)
         except ValueError as error:
@@ -215,6 +219,12 @@ class Explorer(w.VBox):
         self.status.value = f"<p {attributes}>{html.escape(text)}</p>"
         self.result.layout.display = "flex" if shown else "none"
 
+    def report(self, done: int, total: int) -> None:
+        """Say how far a sweep is, if that was not said just now."""
+        if time.monotonic() - self.reported >= SECONDS_BETWEEN_REPORTS:
+            self.reported = time.monotonic()
+            self.say(f"Patching: {done} of {total} runs.", shown=True)
+
     def sweep(
         self, plan: Plan, direction: str = "denoise", **named: Hashable
     ) -> Generator[None, None, pd.DataFrame]:
@@ -225,7 +235,7 @@ class Explorer(w.VBox):
             done = 0
             for count in experiment.run():
                 done += count
-                yield self.say(f"Patching: {done} of {experiment.total} runs.", shown=True)
+                yield self.report(done, experiment.total)
             self.keep(key, experiment.table())
         self.kept.move_to_end(key)
         return self.kept[key]
@@ -516,8 +526,10 @@ def titled(title: str, table: str) -> str:
 def draw_layers(sweeps: Mapping[str, pd.DataFrame], layer: int) -> bytes:
     """Draw sweeps over layers with the chosen layer marked; returns a PNG file."""
     figure = Figure(figsize=(6, 3.4))
+    # A layout that matplotlib works out by itself takes as long as the drawing.
+    figure.subplots_adjust(left=0.14, right=0.98, bottom=0.14, top=0.97)
     ax = layer_lines(sweeps, figure.subplots())
     ax.axvline(layer, color="gray", linestyle=":", zorder=0)
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=80, bbox_inches="tight")
+    figure.savefig(file, format="png", dpi=80)
     return file.getvalue()

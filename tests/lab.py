@@ -189,7 +189,7 @@ class Chapter:
         return nbformat.read(path, as_version=4)
 
     def time(self, act):
-        """Act, wait for what it leads to, and give the milliseconds from event to status."""
+        """Act, wait for what it leads to, and give the milliseconds from last press to status."""
         status = self.explorer.locator("[role=status]")
         status.evaluate(START_CLOCK)
         act()
@@ -198,12 +198,12 @@ class Chapter:
         )
 
 
-# The clock starts with the event in the page and stops when the status says what is shown.
+# The clock starts with the last press of a key or button (the presses that open a list do not
+# count) and stops when the status says what is shown.
 START_CLOCK = """status => {
   const clock = window.courseClock = {};
-  const start = event => { clock.start ??= event.timeStamp };
-  for (const kind of ['pointerdown', 'keydown'])
-    addEventListener(kind, start, {once: true, capture: true});
+  const start = event => { if (!clock.end) clock.start = event.timeStamp };
+  for (const kind of ['pointerdown', 'keydown']) addEventListener(kind, start, {capture: true});
   const explorer = status.closest('.patching-explorer'), before = status.textContent;
   const observer = new MutationObserver(() => {
     const text = explorer.querySelector('[role=status]')?.textContent ?? before;
