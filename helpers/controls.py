@@ -33,6 +33,7 @@ STYLE = """<style>
 .patching-chosen.jupyter-button {outline: 3px solid #d81b60; outline-offset: -3px}
 .patching-table {border-collapse: collapse; font-size: 12px; line-height: 1.3}
 .patching-table th, .patching-table td {padding: 1px 5px; text-align: right; font-weight: normal}
+.patching-table th[scope=row] {white-space: nowrap}
 .patching-table td.coloured {min-width: 2.2em; border: 1px solid #bbb}
 .patching-header {display: grid; gap: 3px; font-size: 11px; line-height: 1.2; align-items: end}
 .patching-label {text-align: center; overflow-wrap: anywhere}
@@ -70,9 +71,9 @@ def fitting() -> w.Layout:
     return w.Layout(width="max-content")
 
 
-def colours_of(values: np.ndarray, limit: float) -> list[list[tuple[str, bool]]]:
+def colours_of(values: pd.DataFrame, limit: float) -> list[list[tuple[str, bool]]]:
     """Give each value the colour that `helpers.plots.heatmap` gives it, and whether it is dark."""
-    shades = colormaps[DIVERGING](Normalize(-limit, limit)(values))[..., :3]
+    shades = colormaps[DIVERGING](Normalize(-limit, limit)(values.to_numpy()))[..., :3]
     linear = np.where(shades <= 0.04045, shades / 12.92, ((shades + 0.055) / 1.055) ** 2.4)
     dark = linear @ LUMINANCE < DARK
     return [
@@ -81,10 +82,16 @@ def colours_of(values: np.ndarray, limit: float) -> list[list[tuple[str, bool]]]
     ]
 
 
-def coloured_table(table: pd.DataFrame, limit: float | None = None) -> str:
-    """Write a table of numbers as HTML, coloured like a heatmap, layers from the bottom up."""
+def coloured_table(
+    table: pd.DataFrame, limit: float | None = None, centre: float | pd.Series = 0
+) -> str:
+    """Write a table of numbers as HTML, coloured like a heatmap, layers from the bottom up.
+
+    Limit and centre are those of `helpers.plots.heatmap`; each column may have its own centre.
+    """
     values = table.to_numpy()
-    colours = colours_of(values, limit or find_limit(table))
+    distances = table - centre
+    colours = colours_of(distances, limit or find_limit(distances))
     head = "".join(f"<th scope='col'>{html.escape(str(label))}</th>" for label in table.columns)
     rows = []
     for label, *line in zip(table.index, values, colours, strict=True):
@@ -140,7 +147,7 @@ class Grid(w.VBox):
     numbers = traitlets.Bool(False)
 
     def __init__(self, value: tuple[int, int] = (0, 0)) -> None:
-        self.table = pd.DataFrame()
+        self.table, self.centre = pd.DataFrame(), 0.0
         self.header, self.box = w.HTML(), w.GridBox()
         self.cells: dict[tuple[int, int], w.Button] = {}
         self.labels: dict[int, w.HTML] = {}
@@ -149,10 +156,15 @@ class Grid(w.VBox):
         self.observe(self.mark, "value")
         self.observe(lambda _: self.paint(), "numbers")
 
-    def show(self, table: pd.DataFrame) -> None:
-        """Show a table, on the cells that are there and more where they are needed."""
+    def show(self, table: pd.DataFrame, centre: float = 0) -> None:
+        """Show a table, on the cells that are there and more where they are needed.
+
+        Args:
+            table: of numbers.
+            centre: the value that is white.
+        """
         resized = table.shape != self.table.shape
-        self.table = table
+        self.table, self.centre = table, centre
         self.header.value = self.write_header()
         if resized:
             self.arrange()
@@ -178,9 +190,7 @@ class Grid(w.VBox):
         rows, columns = self.table.shape
         parts = []
         for row in reversed(range(rows)):
-            label = self.labels.setdefault(row, w.HTML(layout=w.Layout(margin="0")))
-            label.value = f"<span style='font-size:11px'>{self.table.index[row]}</span>"
-            parts += [label, *(self.cell(row, column) for column in range(columns))]
+            parts += [self.label(row), *(self.cell(row, column) for column in range(columns))]
         self.box.children = parts
         layout = self.box.layout
         layout.grid_template_columns, layout.grid_gap = self.template(), "3px"
@@ -188,6 +198,13 @@ class Grid(w.VBox):
         row, column = self.value
         self.value = (min(row, rows - 1), min(column, columns - 1))
         self.mark()
+
+    def label(self, row: int) -> w.HTML:
+        """Give the label of a row, made when it is first needed."""
+        if row not in self.labels:
+            self.labels[row] = w.HTML(layout=w.Layout(margin="0"))
+        self.labels[row].value = f"<span style='font-size:11px'>{self.table.index[row]}</span>"
+        return self.labels[row]
 
     def cell(self, row: int, column: int) -> w.Button:
         """Give the button of a cell, made when it is first needed."""
@@ -204,10 +221,10 @@ class Grid(w.VBox):
 
     def paint(self) -> None:
         """Colour the cells by their values and describe them."""
-        values = self.table.to_numpy()
-        colours = colours_of(values, find_limit(self.table))
+        distances = self.table - self.centre
+        colours = colours_of(distances, find_limit(distances))
         rows, columns = self.table.index, self.table.columns
-        for (row, column), value in np.ndenumerate(values):
+        for (row, column), value in np.ndenumerate(self.table.to_numpy()):
             cell = self.cells[row, column]
             colour, dark = colours[row][column]
             cell.style.button_color = colour

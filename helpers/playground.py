@@ -10,7 +10,7 @@ from helpers.controls import CellSet, Choice, TokenChips, coloured_table, decima
 from helpers.engine import Part
 from helpers.patching import Plan, plan_heads, plan_positions, plan_together
 from helpers.plots import numbers
-from helpers.widgets import DIRECTIONS, SITES, Explorer, Steps, titled
+from helpers.widgets import DIRECTIONS, SITES, UNPATCHED, Explorer, Steps, titled
 from helpers.written_out import write_code
 
 HEADS = {"z: heads": "z"}
@@ -99,7 +99,8 @@ class Playground(Explorer):
         self.position.layout.display = "flex" if site == "z" else "none"
         singles = yield from self.sweep(self.plan_grid(), direction, position=self.position.value)
         self.shown = {f"{site}, {direction}": singles}
-        self.grid.show(singles)
+        self.centre = UNPATCHED[direction]
+        self.grid.show(singles, self.centre)
         self.grid.chosen = {cell for cell in self.grid.cells if self.part_of(cell) in parts}
         if parts:
             yield from self.show_set(parts, site, direction)
@@ -120,7 +121,8 @@ class Playground(Explorer):
             table = yield from self.sweep(plan, one, set=tuple(parts))
             effects[one] = table["recovered"]
         self.shown[TOGETHER] = effects
-        self.effects.value = titled("recovered, alone and together", coloured_table(effects))
+        written = coloured_table(effects, centre=pd.Series(UNPATCHED))
+        self.effects.value = titled("recovered, alone and together", written)
         self.answers.value = self.predict(parts, site, direction)
         self.code.value = write_code(self.model, self.pair, parts, site=site, direction=direction)
 

@@ -93,6 +93,7 @@ def heatmap(
     ax: Axes | None = None,
     *,
     label: str | None = None,
+    centre: float = 0,
     limit: float | None = None,
     annotate: bool = False,
 ) -> Axes:
@@ -104,9 +105,11 @@ def heatmap(
         table: of numbers, without a row level `prompt`: choose a prompt or take a mean first.
         ax: where to draw; without it, a new figure.
         label: what the colours mean; without it, what the table says itself.
-        limit: the value of the strongest colour, to compare figures; without it, the largest
-            in the table, and at least `SMALLEST_LIMIT`, so that nothing looks like something
-            because all is small.
+        centre: the value that is white, if not 0: for a noised table 1, what the run recovers
+            without a patch.
+        limit: how far from white the strongest colour is, to compare figures; without it, as
+            far as any value in the table, and at least `SMALLEST_LIMIT`, so that nothing looks
+            like something because all is small.
         annotate: write each value into its cell.
 
     Raises:
@@ -115,21 +118,21 @@ def heatmap(
     check_grid(table)
     table = join_levels(table)
     ax = ax or plt.subplots(figsize=size_for(table))[1]
-    limit = limit or find_limit(table)
+    limit = limit or find_limit(table, centre)
     sns.heatmap(
         table,
         ax=ax,
         cmap=DIVERGING,
-        vmin=-limit,
-        vmax=limit,
+        vmin=centre - limit,
+        vmax=centre + limit,
         annot=numbers(table) if annotate else None,
         fmt=".2f",
         linewidths=0.3,
         linecolor="lightgray",
         cbar_kws={"label": describe_measure(table) if label is None else label},
     )
-    if (table >= 0).all(axis=None):
-        ax.collections[0].colorbar.ax.set_ylim(0, limit)
+    if (table >= centre).all(axis=None):
+        ax.collections[0].colorbar.ax.set_ylim(centre, centre + limit)
     if str(table.index.name).startswith("layer"):
         ax.invert_yaxis()
     ax.tick_params(axis="y", rotation=0)
@@ -179,9 +182,9 @@ def join_levels(table: pd.DataFrame) -> pd.DataFrame:
     return table.set_axis(pd.Index(joined, name=".".join(table.index.names)))
 
 
-def find_limit(table: pd.DataFrame) -> float:
-    """Find the value that gets the strongest colour."""
-    return max(float(table.abs().max(axis=None)), SMALLEST_LIMIT)
+def find_limit(table: pd.DataFrame, centre: float = 0) -> float:
+    """Find how far from white, which stands for `centre`, the strongest colour is."""
+    return max(float((table - centre).abs().max(axis=None)), SMALLEST_LIMIT)
 
 
 def size_for(table: pd.DataFrame) -> tuple[float, float]:

@@ -65,6 +65,9 @@ SITES = {
     "mlp_out: what the MLP adds": "mlp_out",
 }
 
+# What the run recovers without a patch, which is white in the pictures.
+UNPATCHED = {"denoise": 0, "noise": 1}
+
 Steps = Generator[None, None, None]
 
 
@@ -76,7 +79,10 @@ class Explorer(w.VBox):
         status: one sentence on what is shown, or what went wrong; screen readers announce it.
         result: the parts that show something; hidden while there is nothing right to show.
         shown: the tables that are shown, under their names.
+        centre: what is white in their pictures: what the run recovers without a patch.
     """
+
+    centre: float = 0
 
     def __init__(self, model: TransformersModel) -> None:
         self._model = model
@@ -133,7 +139,7 @@ class Explorer(w.VBox):
         """
         self.check_shown()
         name, table = next(iter(self.shown.items()))
-        ax = heatmap(table)
+        ax = heatmap(table, centre=self.centre)
         ax.set_title(name)
         return [ax]
 
@@ -348,11 +354,12 @@ class LayerExplorer(Explorer):
         table = yield from self.sweep(
             plan_layers(self.model, site, position), direction, position=position
         )
+        self.centre = UNPATCHED[direction]
         where = "all positions" if position is None else f"“{labels[position]}”"
         layer = self.layer.value
         self.shown = {f"{site} at {where}": table}
         self.figure.value = draw_layers(self.shown, layer)
-        self.numbers.value = coloured_table(table.T.rename_axis("layer"))
+        self.numbers.value = coloured_table(table.T.rename_axis("layer"), centre=self.centre)
         self.answers.value = self.predict([Part(layer, position=position)], site, direction)
         value = table["recovered"][layer]
         return f"{site} of layer {layer} at {where}, {direction}: {decimal(value)} recovered."
@@ -392,7 +399,8 @@ class PositionExplorer(Explorer):
         table = yield from self.sweep(plan_positions(self.model, self.pair, site), direction)
         self.position.max = table.shape[1] - 1
         self.shown = {f"{site}, {direction}": table}
-        self.grid.show(table)
+        self.centre = UNPATCHED[direction]
+        self.grid.show(table, self.centre)
         layer, position = self.grid.value
         self.answers.value = self.predict([Part(layer, position=position)], site, direction)
         return (
@@ -433,14 +441,15 @@ class HeadExplorer(Explorer):
         direction = self.direction.value
         table = yield from self.sweep(plan_heads(self.model), direction, position=None)
         self.shown = {f"heads, {direction}": table}
-        self.grid.show(table)
+        self.centre = UNPATCHED[direction]
+        self.grid.show(table, self.centre)
         layer, head = chosen = self.grid.value
         self.answers.value = self.predict([Part(layer, head)], "z", direction)
         plan = plan_heads_by_position(self.model, self.pair, [chosen])
         effects = yield from self.sweep(plan, direction, head=chosen)
         self.by_position.value = titled(
             f"Head {layer}.{head}, patched at one position at a time",
-            coloured_table(effects, find_limit(table)),
+            coloured_table(effects, find_limit(table, self.centre), self.centre),
         )
         self.attention.value = titled(
             f"Where head {layer}.{head} looks in the clean prompt, from each row to each column",

@@ -106,6 +106,13 @@ def test_white_is_zero(grid):
     assert min(colour) > 0.95
 
 
+def test_white_can_be_another_value(grid):
+    mesh = heatmap(1 - grid, centre=1).collections[0]
+    *colour, _ = mesh.to_rgba(1.0)
+    assert min(colour) > 0.95
+    assert mesh.get_clim() == (0, 2)
+
+
 def test_layers_are_drawn_upwards_and_other_rows_downwards(grid):
     bottom, top = heatmap(grid).get_ylim()
     assert bottom < top

@@ -29,6 +29,7 @@ from helpers.playground import Playground, name_part, read_part
 from helpers.plots import heatmap
 from helpers.prompts import PromptPair, differing_positions, load_pairs
 from helpers.widgets import (
+    UNPATCHED,
     DirectionExplorer,
     HeadExplorer,
     LayerExplorer,
@@ -266,16 +267,48 @@ def test_what_is_shown_can_be_drawn(explorer):
     plt.close("all")
 
 
-def test_colours_are_those_of_the_static_figure(model, pair):
-    table = patch_heads(model, pair)
-    mesh = heatmap(table).collections[0]
+@pytest.mark.parametrize(("direction", "centre"), [("denoise", 0), ("noise", 1)])
+def test_colours_are_those_of_the_static_figure(model, pair, direction, centre):
+    table = patch_heads(model, pair, direction=direction)
+    mesh = heatmap(table, centre=centre).collections[0]
     mesh.update_scalarmappable()
     drawn = [tuple(round(255 * part) for part in colour[:3]) for colour in mesh.get_facecolors()]
     plt.close()
-    written = re.findall(r"background:#(..)(..)(..)", coloured_table(table[::-1].rename_axis("x")))
+    text = coloured_table(table[::-1].rename_axis("x"), centre=centre)
+    written = re.findall(r"background:#(..)(..)(..)", text)
     written = np.array([[int(part, 16) for part in colour] for colour in written])
     drawn = np.array(drawn).reshape(*table.shape, 3)[::-1].reshape(-1, 3)
     assert np.abs(written - drawn).max() <= 1
+
+
+def luminance(colour):
+    return sum(int(colour[start : start + 2], 16) for start in (1, 3, 5)) / 3
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_a_patch_that_changes_nothing_is_white_in_both_directions(model, direction):
+    explorer = PositionExplorer(model)
+    explorer.direction.value = direction
+    colours = {place: cell.style.button_color for place, cell in explorer.grid.cells.items()}
+    values = explorer.grid.table - (direction == "noise")
+    for place, colour in colours.items():
+        if abs(values.iat[place]) < 0.01:
+            assert luminance(colour) > 240
+        if abs(values.iat[place]) > 0.5:
+            assert luminance(colour) < 200
+    ax = explorer.draw()[0]
+    low, high = ax.collections[0].get_clim()
+    assert (low + high) / 2 == pytest.approx(explorer.centre)
+    plt.close("all")
+
+
+def test_each_column_of_a_table_can_have_its_own_white():
+    table = pd.DataFrame({"denoise": [0.0, 0.5], "noise": [1.0, 0.5]})
+    colours = re.findall("background:(#......)", coloured_table(table, centre=pd.Series(UNPATCHED)))
+    assert luminance(colours[0]) > 240
+    assert luminance(colours[1]) > 240
+    assert luminance(colours[2]) < 200
+    assert luminance(colours[3]) < 200
 
 
 # Prompts
@@ -493,17 +526,27 @@ def test_quick_work_says_only_what_it_shows(model, monkeypatch):
 def test_a_thousand_random_changes(model):
     rng = random.Random(0)
     explorers = [kind(model) for kind in EXPLORERS]
-    counts, figures = [], len(plt.get_fignums())
-    for number in range(1000):
+    longest = max(load_pairs(), key=lambda pair: len(model.tokenizer.encode(pair.clean)))
+    for explorer in explorers:
+        show_most_cells(explorer, longest)
+    gc.collect()
+    count, figures = count_widgets(), len(plt.get_fignums())
+    for _ in range(1000):
         act(rng, rng.choice(explorers))
-        if number % 250 == 249:
-            gc.collect()
-            counts.append(count_widgets())
-    assert counts[-1] == counts[-2]
+    gc.collect()
+    assert count_widgets() <= count
     assert len(plt.get_fignums()) == figures
     for explorer in explorers:
         assert "Error" not in explorer.status.value
         assert len(explorer.kept) <= widgets.TABLES_KEPT
+
+
+def show_most_cells(explorer, longest):
+    """Have all the buttons made that any of the prompts and sites needs."""
+    explorer.picker.write(longest)
+    if isinstance(explorer, Playground):
+        for site in ("resid_post", "z"):
+            explorer.site.value = site
 
 
 def count_widgets():
