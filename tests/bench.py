@@ -5,6 +5,10 @@ out in nnsight, one run of the model for each cell, as chapters 4 and 5 write it
 hooks, likewise one run for each cell; and a lower bound, plain PyTorch for this one
 architecture that resumes from the patched layer and leaves out whatever can be left out. The
 weights are random, since only the shapes matter for time. Nothing is downloaded.
+
+Then the explorers, on that shape and on ioi-mini: how long each takes, in this process, from a
+change of a control to the end of the work that it needs. `tests/test_browser.py` measures the
+same in a browser.
 """
 
 import argparse
@@ -25,18 +29,34 @@ from nnsight import TransformersModel
 from reference import activation, hook, last_logits, overwrite, part_of
 from transformers import AutoTokenizer, DynamicCache, GPT2Config, GPT2LMHeadModel
 
-from helpers.models import DATA, NAMES_OF_PARTS
+from helpers.models import DATA, NAMES_OF_PARTS, load_model
 from helpers.patching import patch_heads, patch_positions
+from helpers.playground import Playground
 from helpers.prompts import load_pairs, tokenize_pairs
+from helpers.widgets import (
+    DirectionExplorer,
+    HeadExplorer,
+    LayerExplorer,
+    PositionExplorer,
+    PromptExplorer,
+)
 
 PROMPTS = (1, 8, 32)
 LAYERS = (6, 12, 24)
 MEMORY_TARGET_MB = 500
+EXPLORERS = (
+    PromptExplorer,
+    LayerExplorer,
+    PositionExplorer,
+    HeadExplorer,
+    DirectionExplorer,
+    Playground,
+)
 
 
-def make_model(layers=12):
+def make_model(layers=12, **options):
     torch.manual_seed(0)
-    network = GPT2LMHeadModel(GPT2Config(n_layer=layers)).eval()
+    network = GPT2LMHeadModel(GPT2Config(n_layer=layers, **options)).eval()
     tokenizer = AutoTokenizer.from_pretrained(DATA / "ioi-mini")
     return TransformersModel(network, tokenizer=tokenizer, rename=NAMES_OF_PARTS)
 
@@ -291,6 +311,27 @@ def peak_memory(count):
     return (max(seen) - before) / 1e6
 
 
+def report_explorers(title, model, target, rounds):
+    times = pd.DataFrame({kind.__name__: time_explorer(kind, model, rounds) for kind in EXPLORERS})
+    table = times.quantile([0.5, 1]).T.set_axis(["median", "longest"], axis=1)
+    print(f"\nExplorers on {title}: seconds from a change to what it leads to")
+    print(table.to_string(float_format="%.2f"))
+    verdict("seconds, the slowest explorer's median", table["median"].max(), target)
+
+
+def time_explorer(kind, model, rounds):
+    """Time changes of every choice there is, none of which was made before."""
+    explorer = kind(model)
+    controls = [explorer.picker.number]
+    controls += [vars(explorer)[name] for name in ("site", "direction") if name in vars(explorer)]
+    changes = [(control, n) for n in range(1, rounds + 1) for control in controls]
+    times = []
+    for control, n in changes:
+        times.append(seconds(partial(setattr, control, "index", n % len(control.options))))
+        assert explorer.result.layout.display != "none", explorer.message()
+    return pd.Series(times)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
@@ -308,6 +349,9 @@ def main():
     report_ways("Heads: 12 layers, 12 heads", times, at_least=7)
     report_growth(given.rounds)
     report_memory()
+    shaped = make_model(initializer_range=0.1)
+    report_explorers("GPT-2 small's shape", shaped, 1.5, given.rounds)
+    report_explorers("ioi-mini", load_model("ioi-mini", device="cpu"), 0.2, given.rounds)
 
 
 if __name__ == "__main__":

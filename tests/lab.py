@@ -16,7 +16,14 @@ import pytest
 from conftest import ROOT
 
 ARTEFACTS = ROOT / "artifacts" / "browser"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+BROWSERS = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "chrome",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+)
 # Chromium as root in a container needs the first two; the rest keep it from calling home.
 BROWSER_OPTIONS = [
     "--no-sandbox",
