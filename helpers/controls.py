@@ -37,7 +37,8 @@ STYLE = """<style>
 .patching-table td.coloured {min-width: 2.2em; border: 1px solid #bbb}
 .patching-header {display: grid; gap: 3px; font-size: 11px; line-height: 1.2; align-items: end}
 .patching-label {text-align: center; overflow-wrap: anywhere}
-.patching-code textarea {font-family: var(--jp-code-font-family, monospace); font-size: 12px}
+.patching-code textarea {font-family: var(--jp-code-font-family, monospace); font-size: 12px;
+  white-space: pre}
 .patching-chips {margin: 0; padding: 0}
 .patching-chips li {display: inline-block; margin: 1px; padding: 0 5px; border: 1px solid #999;
   border-radius: 3px; list-style: none}
@@ -50,6 +51,8 @@ class Choice(w.Dropdown):
 
     def __init__(self, label: str, options: Sequence | Mapping, value: Hashable = None) -> None:
         wide = {"description_width": "initial"}
+        if isinstance(options, Mapping):
+            options = [*options.items()]
         super().__init__(description=label, options=options, style=wide, layout=fitting())
         if value is not None:
             self.value = value
@@ -318,6 +321,7 @@ class PromptPicker(w.VBox):
     """
 
     pair = traitlets.Instance(PromptPair, allow_none=True)
+    reason = traitlets.Unicode("")
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -336,7 +340,7 @@ class PromptPicker(w.VBox):
             w.Text(description=name, layout=w.Layout(width="15em"), style=label)
             for name in ("answer", "foil")
         )
-        self.tokens, self.problem = w.HTML(), w.HTML()
+        self.tokens = w.HTML()
         self.texts = (self.clean, self.corrupted, self.answer, self.foil)
         super().__init__(
             [
@@ -345,10 +349,9 @@ class PromptPicker(w.VBox):
                 self.corrupted,
                 row(self.answer, self.foil),
                 self.tokens,
-                self.problem,
             ]
         )
-        self.writing, self.reason = False, ""
+        self.writing = False
         for choice in (self.kind, self.order, self.template, self.number):
             choice.observe(self.take_from_file, "value")
         for text in self.texts:
@@ -383,7 +386,6 @@ class PromptPicker(w.VBox):
         )
         self.tokens.value = self.chips(pair)
         self.reason = self.reason_against(pair)
-        self.problem.value = f"<p><b>{html.escape(self.reason)}</b></p>" if self.reason else ""
         self.pair = None if self.reason else pair
 
     def reason_against(self, pair: PromptPair) -> str:

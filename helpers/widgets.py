@@ -105,6 +105,7 @@ class Explorer(w.VBox):
         )
         self.add_class("patching-explorer")
         self.picker.observe(self.changed, "pair")
+        self.picker.observe(self.say_reason, "reason")
         self.stop.on_click(self.stop_work)
         self.finish()
 
@@ -200,7 +201,7 @@ class Explorer(w.VBox):
     def steps(self) -> Steps:
         """Do the work in steps, and show a message instead of a result if it fails."""
         if self.pair is None:
-            self.say(self.picker.reason, shown=False)
+            self.say_reason()
             return
         self.stop.disabled = False
         self.reported = time.monotonic()
@@ -219,10 +220,18 @@ class Explorer(w.VBox):
             self.drop_work()
             self.say("Stopped. Change a choice to go on.", shown=False)
 
+    def say_reason(self, _: object = None) -> None:
+        """Say why what is written cannot be patched, while that is so."""
+        if self.pair is None and self.picker.reason:
+            self.say(self.picker.reason, shown=False)
+
     def say(self, text: str, *, shown: bool) -> None:
         """Put a sentence into the status line, and show the result or hide it."""
-        attributes = "role='status' aria-live='polite' style='margin:0'"
-        self.status.value = f"<p {attributes}>{html.escape(text)}</p>"
+        weight = "normal" if shown else "bold"
+        style = f"margin:0;line-height:1.4;font-weight:{weight}"
+        self.status.value = (
+            f"<p role='status' aria-live='polite' style='{style}'>{html.escape(text)}</p>"
+        )
         self.result.layout.display = "flex" if shown else "none"
 
     def report(self, done: int, total: int) -> None:

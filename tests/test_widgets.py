@@ -348,12 +348,18 @@ def test_a_pair_that_cannot_be_patched_shows_a_message_and_no_picture(
     explorer, field, text, message
 ):
     getattr(explorer.picker, field).value = text
-    assert message in explorer.picker.problem.value
+    assert message in explorer.message()
     assert explorer.picker.pair is None
     assert explorer.result.layout.display == "none"
     explorer.picker.take_from_file()
-    assert explorer.picker.problem.value == ""
+    assert explorer.picker.reason == ""
     assert explorer.result.layout.display == "flex"
+
+
+def test_the_message_is_about_what_is_written_now(explorer):
+    for text, message in [("", "needed"), ("John", "are both"), ("Bartholomew", "as one token")]:
+        explorer.picker.foil.value = text
+        assert message in explorer.message()
 
 
 @pytest.mark.parametrize("explorer", EXPLORERS[1:], indirect=True)
@@ -371,7 +377,7 @@ def test_long_prompts_are_refused(model):
     picker.clean.value, picker.corrupted.value = "John " * 45 + "to", "Mary " * 45 + "to"
     picker.writing = False
     picker.check()
-    assert "explorers show up to 40" in picker.problem.value
+    assert "explorers show up to 40" in picker.reason
 
 
 def test_free_text(explorer, model):
@@ -391,7 +397,7 @@ def test_free_text(explorer, model):
 
 def test_text_is_escaped(explorer):
     explorer.picker.clean.value = "<script>alert(1)</script>"
-    assert "<script>" not in explorer.picker.tokens.value + explorer.picker.problem.value
+    assert "<script>" not in explorer.picker.tokens.value + explorer.status.value
 
 
 # Everyone
