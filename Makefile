@@ -15,13 +15,14 @@ LIST_FONTS := $(VENV)/bin/python -c "import matplotlib.font_manager"
 # Jupyter refuses to run as root unless told to; in containers one often is.
 ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab test refresh bench lint
+.PHONY: help lab test refresh bench publish lint
 
 help:
 	@echo "make lab      open the course in JupyterLab"
 	@echo "make test     run every notebook and every other test"
 	@echo "make refresh  run the notebooks and store their outputs (for those who change them)"
 	@echo "make bench    time the sweeps on a model of GPT-2 small's shape (some minutes)"
+	@echo "make publish  set the address of your copy: make publish REPO=https://github.com/OWNER/NAME"
 	@echo "make lint     check style"
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
@@ -46,6 +47,9 @@ refresh: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(VENV)/bin/python tests/bench.py
+
+publish: $(INSTALLED)
+	$(VENV)/bin/python -m helpers.publish "$(REPO)"
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check --no-cache .

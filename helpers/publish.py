@@ -1,0 +1,85 @@
+"""Set the address from which notebooks get the course: `make publish REPO=https://github.com/...`.
+
+Writes the address into the first code cell of every notebook, and *Open in Colab* badges into
+the notebooks and the README. Outputs stay as they are. It can be run again with another address.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parent.parent
+GITHUB = re.compile(r"https://github\.com/([\w.-]+)/([\w.-]+?)(?:\.git)?/?")
+ADDRESS = re.compile(r'(COURSE_REPO_URL = os\.environ\.get\("COURSE_REPO_URL", )"[^"]*"')
+BADGE = re.compile(r" ?\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)")
+IMAGE = "https://colab.research.google.com/assets/colab-badge.svg"
+
+
+def publish(root: Path, address: str) -> None:
+    """Write an address and badges into the course that lies in the folder `root`.
+
+    Raises:
+        ValueError: the address is not that of a GitHub repository.
+    """
+    owner, name = read_address(address)
+    repository = f"{owner}/{name}"
+    for path in sorted((root / "notebooks").glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        title, code = notebook.cells[0], first_code_cell(notebook)
+        title.source = with_badge(title.source, badge(repository, path.name))
+        code.source = ADDRESS.sub(rf'\g<1>"https://github.com/{repository}"', code.source)
+        nbformat.write(notebook, path)
+    readme = root / "README.md"
+    readme.write_text(with_badges(readme.read_text(), repository))
+
+
+def read_address(address: str) -> tuple[str, str]:
+    """Take owner and name out of the address of a repository on GitHub."""
+    found = GITHUB.fullmatch(address.strip())
+    if not found:
+        raise ValueError(
+            f"{address!r} is not the address of a repository on GitHub, from where Colab opens "
+            "notebooks: give one like https://github.com/OWNER/NAME."
+        )
+    return found[1], found[2]
+
+
+def first_code_cell(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Give the cell that gets the course."""
+    return next(cell for cell in notebook.cells if cell.cell_type == "code")
+
+
+def badge(repository: str, notebook: str) -> str:
+    """Write the badge that opens a notebook of the main branch in Colab."""
+    page = f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{notebook}"
+    return f"[![Open in Colab]({IMAGE})]({page})"
+
+
+def with_badge(text: str, new: str) -> str:
+    """Put a badge below the title, in place of the one that may be there."""
+    title, _, rest = text.partition("\n\n")
+    return f"{title}\n\n{new}\n\n{BADGE.sub('', rest, count=1).lstrip()}"
+
+
+def with_badges(readme: str, repository: str) -> str:
+    """Put a badge behind each link to a notebook in the table of chapters."""
+    link = re.compile(r"(\| \[[^\]]+\]\(notebooks/([\w.]+\.ipynb)\)) \|")
+    return link.sub(
+        lambda found: f"{found[1]} {badge(repository, found[2])} |", BADGE.sub("", readme)
+    )
+
+
+def main() -> None:
+    """Publish the course that this file belongs to."""
+    parser = argparse.ArgumentParser(prog="helpers.publish", description=__doc__.split("\n")[0])
+    parser.add_argument("address", help="https://github.com/OWNER/NAME")
+    try:
+        publish(ROOT, parser.parse_args().address)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
