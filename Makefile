@@ -15,13 +15,14 @@ LIST_FONTS := $(VENV)/bin/python -c "import matplotlib.font_manager"
 # Jupyter refuses to run as root unless told to; in containers one often is.
 ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab test refresh bench publish lint
+.PHONY: help lab test refresh bench colab-check publish lint
 
 help:
 	@echo "make lab      open the course in JupyterLab"
 	@echo "make test     run every notebook and every other test"
 	@echo "make refresh  run the notebooks and store their outputs (for those who change them)"
 	@echo "make bench    time the sweeps on a model of GPT-2 small's shape (some minutes)"
+	@echo "make colab-check  run every notebook alone, in an environment like Colab's"
 	@echo "make publish  set the address of your copy: make publish REPO=https://github.com/OWNER/NAME"
 	@echo "make lint     check style"
 
@@ -47,6 +48,9 @@ refresh: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(VENV)/bin/python tests/bench.py
+
+colab-check:
+	$(PYTHON) tests/colab_check.py .venv-colab
 
 publish: $(INSTALLED)
 	$(VENV)/bin/python -m helpers.publish "$(REPO)"
