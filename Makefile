@@ -15,16 +15,19 @@ LIST_FONTS := $(VENV)/bin/python -c "import matplotlib.font_manager"
 # Jupyter refuses to run as root unless told to; in containers one often is.
 ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab test refresh bench colab-check publish lint
+.PHONY: help lab test refresh bench publish lint colab-check gpt2-check reference oldest newest
 
 help:
-	@echo "make lab      open the course in JupyterLab"
-	@echo "make test     run every notebook and every other test"
-	@echo "make refresh  run the notebooks and store their outputs (for those who change them)"
-	@echo "make bench    time the sweeps on a model of GPT-2 small's shape (some minutes)"
-	@echo "make colab-check  run every notebook alone, in an environment like Colab's"
-	@echo "make publish  set the address of your copy: make publish REPO=https://github.com/OWNER/NAME"
-	@echo "make lint     check style"
+	@echo "make lab          open the course in JupyterLab"
+	@echo "make test         run every notebook and every other test"
+	@echo "make refresh      run the notebooks and store their outputs (for those who change them)"
+	@echo "make bench        time the sweeps on a model of GPT-2 small's shape (some minutes)"
+	@echo "make lint         check style"
+	@echo "make publish      set the address of your copy: make publish REPO=https://github.com/OWNER/NAME"
+	@echo "make reference    compare the real GPT-2 small with published figures (online)"
+	@echo "make gpt2-check   run every notebook on a model of GPT-2 small's shape"
+	@echo "make colab-check  run every notebook alone, in an environment like Colab's (online)"
+	@echo "make oldest       run everything with the oldest allowed versions (online); make newest"
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make ... PYTHON=python3.12')"
@@ -51,6 +54,16 @@ bench: $(INSTALLED)
 
 colab-check:
 	$(PYTHON) tests/colab_check.py .venv-colab
+
+gpt2-check: $(INSTALLED)
+	$(LIST_FONTS)
+	$(VENV)/bin/python tests/gpt2_check.py artifacts/gpt2
+
+reference: $(INSTALLED)
+	$(VENV)/bin/python tests/gpt2_reference.py
+
+oldest newest:
+	$(PYTHON) tests/version_check.py $@ .venv-$@
 
 publish: $(INSTALLED)
 	$(VENV)/bin/python -m helpers.publish "$(REPO)"

@@ -110,11 +110,11 @@ def recovered(patched: torch.Tensor, clean: torch.Tensor, corrupted: torch.Tenso
         )
     if (difference.abs() < MIN_DIFFERENCE).any():
         closest = int(difference.abs().argmin())
+        smallest = difference.abs().min()
         which = f"For pair {closest} the" if difference.numel() > 1 else "The"
         raise ValueError(
-            f"{which} clean and corrupted runs differ by only "
-            f"{difference.flatten()[closest]:.4f}, less than {MIN_DIFFERENCE}: dividing by it "
-            "would blow up noise. Choose pairs in which they differ more, or report the metric "
-            "itself (normalize=False in sweeps)."
+            f"{which} clean and corrupted runs differ by only {smallest:.4f}, less than "
+            f"{MIN_DIFFERENCE}: dividing by it would blow up noise. Choose pairs in which they "
+            "differ more, or report the metric itself (normalize=False in sweeps)."
         )
     return scaled

@@ -1,6 +1,5 @@
 """Load the model that the course works on."""
 
-import hashlib
 import os
 import re
 from pathlib import Path
@@ -8,17 +7,18 @@ from pathlib import Path
 import torch
 import transformers
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from nnsight import TransformersModel
 from transformers import AutoConfig
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+from helpers.shipped import DATA, check_shipped_files
+
 DEFAULT_MODEL = "ioi-mini"
 GPT2_REPOSITORY = "openai-community/gpt2"
 GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 MODEL_FILES = ["*.json", "*.txt", "*.safetensors"]
-HUB_TIMEOUT_SECONDS = 3
-CHECKSUMS = "SHA256SUMS"
+# Connecting and answering may take this long each; the reader shall wait 3 seconds at most.
+HUB_TIMEOUT_SECONDS = 1.4
 
 FAMILIES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2")
 # What the families call the parts that the course patches, and one name for all of them:
@@ -50,18 +50,20 @@ def load_model(name: str | None = None, *, device: str | None = None) -> Transfo
     Args:
         name: `"ioi-mini"` (ships with the course), `"gpt2"` (GPT-2 small), any repository
             name on the Hugging Face hub, or a folder. Without a name, the environment
-            variable `COURSE_MODEL` decides, and without that, `"ioi-mini"`.
+            variable `COURSE_MODEL` decides, and without that, `"ioi-mini"`. If the variable
+            names a model that cannot be had now, this is said and `"ioi-mini"` is loaded.
         device: where the weights go, such as `"cpu"` or `"cuda"`. Without one, the environment
             variable `COURSE_DEVICE` decides, and without that: CUDA if it is there, else
             Apple's MPS, else the CPU.
 
     Raises:
-        FileNotFoundError: there is no such folder, or the shipped files are incomplete.
-        ConnectionError: the hub cannot be reached and its cache does not hold the model.
+        FileNotFoundError: there is no such folder or repository, or the shipped files are
+            incomplete.
+        ConnectionError: the hub cannot be reached and its cache does not hold the model that
+            was asked for by `name`.
         ValueError: the shipped files are damaged, or the model's family is not known.
     """
-    name = name or os.environ.get("COURSE_MODEL") or DEFAULT_MODEL
-    folder = find_model(name)
+    name, folder = (name, find_model(name)) if name else find_default()
     check_family(folder, name)
     model = TransformersModel(
         str(folder),
@@ -74,6 +76,20 @@ def load_model(name: str | None = None, *, device: str | None = None) -> Transfo
     )
     model.eval()
     return model
+
+
+def find_default() -> tuple[str, Path]:
+    """Find the model of `COURSE_MODEL`, or ioi-mini if none is named or it cannot be had now."""
+    name = os.environ.get("COURSE_MODEL") or DEFAULT_MODEL
+    try:
+        return name, find_model(name)
+    except ConnectionError:
+        print(
+            f"COURSE_MODEL asks for {name!r}, which is not in this machine's cache, and the "
+            f"Hugging Face hub cannot be reached. So this is {DEFAULT_MODEL}, the model that "
+            "ships with the course."
+        )
+        return DEFAULT_MODEL, find_model(DEFAULT_MODEL)
 
 
 def best_device() -> str:
@@ -139,28 +155,16 @@ def check_hub(repository: str, revision: str | None) -> None:
     """Ask the hub once, briefly, for a model; otherwise a download takes long to fail."""
     try:
         HfApi().model_info(repository, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"The Hugging Face hub has no model {repository!r} that is open to all: check the name."
+        ) from error
     except Exception as error:
         raise ConnectionError(
             f"{repository!r} is not in this machine's cache and could not be had from the "
-            f"Hugging Face hub ({type(error).__name__}): go online and check the name, or use "
+            f"Hugging Face hub ({type(error).__name__}): go online and try again, or use "
             'load_model("ioi-mini"), which ships with the course.'
         ) from error
-
-
-def check_shipped_files(folder: Path) -> None:
-    """Compare a shipped model's files with the sha256 sums committed beside them.
-
-    safetensors notices a truncated file but loads one with a flipped bit, and a missing
-    `config.json` is taken for GPT-2 small's, so nothing is loaded before this has passed.
-    """
-    for line in (folder / CHECKSUMS).read_text().splitlines():
-        expected, file = line.split()
-        path = folder / file
-        remedy = f"restore it with `git checkout -- data/{folder.name}`, or clone the course again."
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: {remedy}")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-            raise ValueError(f"{path} is not the file that ships with the course: {remedy}")
 
 
 def check_family(folder: Path, name: str) -> None:

@@ -371,6 +371,7 @@ class Experiment:
     ) -> None:
         check_choice("direction", direction, DIRECTIONS)
         check_metric(metric)
+        check_precision(model)
         self.model, self.pairs, self.plan = model, as_list(pairs), plan
         self.direction, self.metric = direction, metric
         self.lengths = [len(model.tokenizer.encode(pair.clean)) for pair in self.pairs]
@@ -558,6 +559,15 @@ def check_lengths(model: TransformersModel, lengths: Sequence[int]) -> None:
         raise ValueError(
             f"A prompt has {max(lengths)} tokens, but this model of the family "
             f"{model.config.model_type!r} can be patched in prompts of up to {limit}."
+        )
+
+
+def check_precision(model: TransformersModel) -> None:
+    """Raise a `ValueError` if a model computes in half precision."""
+    if model.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"The model computes in {str(model.dtype).removeprefix('torch.')}, whose rounding is "
+            "as large as the effect of many a patch: load it with load_model(), which uses float32."
         )
 
 

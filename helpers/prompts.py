@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from helpers.models import DATA
+from helpers.shipped import DATA, check_shipped_files
 
 PROMPT_FILE = DATA / "prompts.csv"
 
@@ -65,7 +65,12 @@ def load_pairs(
         order: only this order of names, `"ABBA"` or `"BABA"`.
         template: only this sentence pattern.
         count: only the first so many; more than there are is an error.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: there are no such pairs, or the file is not as it was committed.
     """
+    check_shipped_files(PROMPT_FILE.parent)
     with PROMPT_FILE.open(newline="", encoding="utf-8") as file:
         pairs = [PromptPair(**row) for row in csv.DictReader(file)]
     for field, wanted in (("kind", kind), ("order", order), ("template", template)):

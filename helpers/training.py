@@ -8,7 +8,6 @@ was tried, what was forced and what emerged.
 """
 
 import argparse
-import hashlib
 import json
 import random
 from collections.abc import Iterator
@@ -25,8 +24,9 @@ from tqdm.auto import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
 from helpers.corpus import NAME_SLOTS, NAMES, choose_names, make_story, vocabulary
-from helpers.models import CHECKSUMS, load_model
+from helpers.models import load_model
 from helpers.picture import fresh_pairs, take_picture
+from helpers.shipped import write_sums
 
 END_OF_TEXT = "<|endoftext|>"
 POSITIONS = 128
@@ -355,12 +355,7 @@ def save(model: GPT2LMHeadModel, tokenizer: GPT2Tokenizer, folder: Path) -> None
     """Write weights, configuration and tokenizer, and the sha256 sums of their files."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    sums = [
-        f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
-        for file in sorted(folder.iterdir())
-        if file.name != CHECKSUMS
-    ]
-    (folder / CHECKSUMS).write_text("".join(sums))
+    write_sums(folder)
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:

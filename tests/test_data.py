@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from helpers.engine import SITES
-from helpers.models import DATA
+from helpers.shipped import DATA
 
 LAYERS = HEADS = range(12)
 

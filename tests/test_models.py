@@ -1,16 +1,20 @@
 """Loading models: what is loaded, where from, and what is said when it cannot be."""
 
 import shutil
+import socket
 import time
 
+import httpx
 import pytest
 import torch
 from conftest import RANDOM_MODELS
 from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig
 
 from helpers import models
-from helpers.models import DATA, check_shipped_files, load_model
+from helpers.models import load_model
+from helpers.shipped import DATA, check_shipped_files
 
 PROMPT = "After John and Mary went to the store, Mary gave a bottle of milk to"
 
@@ -75,6 +79,47 @@ def test_without_network_and_cache_it_says_what_to_do(monkeypatch):
     with pytest.raises(ConnectionError, match=r'go online.*load_model\("ioi-mini"\)'):
         load_model("nobody/no-such-model")
     assert time.perf_counter() - started < 3
+
+
+@pytest.fixture
+def silent_hub(monkeypatch):
+    """A hub that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(models, "HfApi", lambda: HfApi(endpoint=address))
+        yield
+
+
+@pytest.mark.usefixtures("silent_hub")
+def test_a_hub_that_does_not_answer_is_not_waited_for():
+    started = time.perf_counter()
+    with pytest.raises(ConnectionError, match="go online"):
+        load_model("nobody/no-such-model")
+    assert time.perf_counter() - started < 3
+
+
+@pytest.mark.usefixtures("silent_hub")
+def test_a_model_of_the_environment_that_cannot_be_had_is_replaced_and_this_is_said(
+    monkeypatch, capsys
+):
+    monkeypatch.setenv("COURSE_MODEL", "nobody/no-such-model")
+    assert load_model().config.n_layer == 6
+    printed = capsys.readouterr().out
+    assert "asks for 'nobody/no-such-model'" in printed
+    assert "So this is ioi-mini" in printed
+    with pytest.raises(ConnectionError):
+        load_model("nobody/no-such-model")
+
+
+def test_a_name_that_the_hub_does_not_know_is_an_error(monkeypatch):
+    def unknown(*args, **kwargs):
+        response = httpx.Response(404, request=httpx.Request("GET", "https://example.org"))
+        raise RepositoryNotFoundError("not found", response=response)
+
+    monkeypatch.setattr(HfApi, "model_info", unknown)
+    monkeypatch.setenv("COURSE_MODEL", "nobody/no-such-model")
+    with pytest.raises(FileNotFoundError, match=r"no model .*: check the name"):
+        load_model()
 
 
 def test_gpt2_is_found_in_the_cache_at_its_pinned_revision(monkeypatch, random_folder):
@@ -160,6 +205,19 @@ def test_a_damaged_file_is_named(copy_of_ioi_mini, file):
         check_shipped_files(copy_of_ioi_mini)
     path.unlink()
     with pytest.raises(FileNotFoundError, match=rf"{file} is missing: restore it"):
+        check_shipped_files(copy_of_ioi_mini)
+
+
+def test_a_git_lfs_pointer_is_told_apart(copy_of_ioi_mini):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5575888\n"
+    (copy_of_ioi_mini / "model.safetensors").write_text(pointer)
+    with pytest.raises(ValueError, match=r"model\.safetensors is a Git LFS pointer.*git lfs pull"):
+        check_shipped_files(copy_of_ioi_mini)
+
+
+def test_without_the_sums_nothing_is_loaded(copy_of_ioi_mini):
+    (copy_of_ioi_mini / "SHA256SUMS").unlink()
+    with pytest.raises(FileNotFoundError, match="SHA256SUMS is missing: restore it"):
         check_shipped_files(copy_of_ioi_mini)
 
 

@@ -2,11 +2,13 @@
 
 import csv
 import random
+import shutil
 
+import gpt2
 import pytest
-from conftest import ROOT
 from transformers import AutoTokenizer
 
+from helpers import prompts
 from helpers.corpus import (
     COLUMNS,
     NAMES,
@@ -17,7 +19,6 @@ from helpers.corpus import (
     make_story,
     vocabulary,
 )
-from helpers.models import DATA, GPT2_REPOSITORY
 from helpers.prompts import (
     PROMPT_FILE,
     PromptPair,
@@ -29,6 +30,7 @@ from helpers.prompts import (
     token_labels,
     tokenize_pairs,
 )
+from helpers.shipped import DATA, write_sums
 
 CLEAN = "After John and Mary went to the store, Mary gave a bottle of milk to"
 CORRUPTED = CLEAN.replace("Mary gave", "John gave")
@@ -40,13 +42,8 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def gpt2_tokenizer():
-    for source in (ROOT.parent / "shared" / "gpt2-tokenizer", GPT2_REPOSITORY):
-        try:
-            return AutoTokenizer.from_pretrained(source, local_files_only=True)
-        except OSError:
-            continue
-    pytest.skip("GPT-2's tokenizer is neither beside this repository nor in the hub's cache")
+def gpt2_tokenizer(tmp_path_factory):
+    return AutoTokenizer.from_pretrained(gpt2.save_tokenizer(tmp_path_factory.mktemp("gpt2")))
 
 
 def test_file_holds_both_kinds_and_both_orders():
@@ -54,6 +51,31 @@ def test_file_holds_both_kinds_and_both_orders():
     assert len(load_pairs(kind="abc")) >= 100
     for kind in ("swap", "abc"):
         assert len(load_pairs(kind=kind, order="ABBA")) == len(load_pairs(kind=kind, order="BABA"))
+
+
+def test_a_changed_file_is_not_read(tmp_path, monkeypatch):
+    for file in PROMPT_FILE.parent.iterdir():
+        if file.is_file():
+            shutil.copy(file, tmp_path)
+    monkeypatch.setattr(prompts, "PROMPT_FILE", tmp_path / "prompts.csv")
+    assert len(load_pairs()) == 240
+    content = (tmp_path / "prompts.csv").read_bytes()
+    for damaged in (content[:-100], content.replace(b"Mary", b"Marie", 1), b""):
+        (tmp_path / "prompts.csv").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"prompts\.csv is not the file that ships.*restore"):
+            load_pairs()
+    (tmp_path / "prompts.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"prompts\.csv is missing"):
+        load_pairs()
+
+
+def test_a_wanted_change_gets_new_sums(tmp_path, monkeypatch):
+    shutil.copy(PROMPT_FILE, tmp_path)
+    monkeypatch.setattr(prompts, "PROMPT_FILE", tmp_path / "prompts.csv")
+    lines = PROMPT_FILE.read_text().splitlines(keepends=True)
+    (tmp_path / "prompts.csv").write_text("".join(lines[:11]))
+    write_sums(tmp_path)
+    assert len(load_pairs()) == 10
 
 
 def test_file_is_what_the_script_makes():

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.corpus import NAMES
-from helpers.models import check_shipped_files
+from helpers.shipped import check_shipped_files
 from helpers.training import (
     READ_IN,
     SUBJECT_READY_AFTER,

@@ -9,8 +9,8 @@ from nnsight import TransformersModel
 from reference import measure
 
 from helpers.engine import SITES, Part
-from helpers.models import DATA
 from helpers.prompts import PromptPair
+from helpers.shipped import DATA
 from helpers.written_out import write_code
 
 

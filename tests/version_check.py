@@ -1,0 +1,86 @@
+"""The course with the oldest or the newest allowed versions: `make oldest`, `make newest`.
+
+Makes an environment and runs every notebook and all tests but those in the browser in it. The
+oldest versions are the lower bounds of pyproject.toml; what these need in turn is as new as it
+can be. Torch for Linux brings CUDA, some gigabytes, from the registry.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SHOWN = (
+    "nnsight",
+    "torch",
+    "transformers",
+    "numpy",
+    "pandas",
+    "ipywidgets",
+    "ipython",
+    "ipykernel",
+)
+# What measures the style and the browser takes no part here.
+LEFT_OUT = ("ruff",)
+SETTINGS = {
+    "COURSE_MODEL": "ioi-mini",
+    "COURSE_DEVICE": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+}
+
+
+def requirements():
+    """List what the course and its tests need, as pyproject.toml says it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = project["dependencies"] + project["optional-dependencies"]["test"]
+    return [r for r in needed if re.match(r"[\w-]+", r)[0] not in LEFT_OUT]
+
+
+def at_lower_bound(requirement):
+    """Turn `name>=1.2,<2` into `name==1.2`."""
+    name, version = re.match(r"([\w-]+)>=([\w.]+)", requirement).groups()
+    return f"{name}=={version}"
+
+
+def run(*command, **options):
+    """Run a command, and end with its exit status if it fails."""
+    if code := subprocess.run([*map(str, command)], **options).returncode:
+        sys.exit(code)
+
+
+def make_environment(folder, needed):
+    run(sys.executable, "-m", "venv", "--clear", folder)
+    python = folder / "bin" / "python"
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    run(*pip, "--only-binary", ":all:", *needed)
+    return python
+
+
+def show_versions(python):
+    code = f"import importlib.metadata as m; print(*(n + ' ' + m.version(n) for n in {SHOWN}))"
+    run(python, "-c", f"import sys; print('Python', sys.version.split()[0]); {code}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("age", choices=["oldest", "newest"])
+    parser.add_argument("environment", type=Path, help="folder of the environment, made anew")
+    given = parser.parse_args()
+    needed = requirements()
+    if given.age == "oldest":
+        needed = [at_lower_bound(requirement) for requirement in needed]
+    python = make_environment(given.environment.resolve(), needed)
+    show_versions(python)
+    settings = os.environ | SETTINGS | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    pytest = [python, "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider"]
+    run(*pytest, "--ignore", "tests/test_browser.py", cwd=ROOT, env=settings)
+
+
+if __name__ == "__main__":
+    main()
