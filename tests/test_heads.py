@@ -84,7 +84,7 @@ def test_direct_effects_and_the_rest_sum_to_the_logit_difference(any_model, pair
             scale = (final.square().mean() + norm.variance_epsilon).sqrt()
             rest = rest_of_the_sum(network, ids, direction, lambda part: part / scale * norm.weight)
         logits = network(torch.tensor([ids])).logits[0, -1]
-    total = direct_effects(any_model, pair).sum(axis=None) + rest
+    total = direct_effects(any_model, pair).to_numpy().sum() + rest
     assert total == pytest.approx((logits[answer] - logits[foil]).item(), abs=1e-3)
 
 
