@@ -15,33 +15,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from environments import SETTINGS, make_environment, run
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ROOT / "tests" / "colab.txt"
 TOOLS = ["nbval", "nbformat", "pytest", "pytest-xdist"]
 TESTS_IN_PROCESS = ["test_widgets.py", "test_written_out.py", "test_plots.py"]
-SETTINGS = {
-    "COURSE_MODEL": "ioi-mini",
-    "COURSE_DEVICE": "cpu",
-    "OMP_NUM_THREADS": "1",
-    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TQDM_DISABLE": "1",
-}
-
-
-def run(*command, **options):
-    """Run a command, and end with its exit status if it fails."""
-    if code := subprocess.run([*map(str, command)], **options).returncode:
-        sys.exit(code)
-
-
-def make_environment(folder):
-    """Make the environment anew, and return its interpreter."""
-    run(sys.executable, "-m", "venv", "--clear", folder)
-    python = folder / "bin" / "python"
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    run(*pip, "--only-binary", ":all:", "-r", PACKAGES, *TOOLS)
-    return python
 
 
 def list_packages(python):
@@ -93,7 +72,7 @@ def report_added(before, after):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("environment", type=Path, help="folder of the environment, made anew")
-    python = make_environment(parser.parse_args().environment.resolve())
+    python = make_environment(parser.parse_args().environment, "-r", PACKAGES, *TOOLS)
     before = list_packages(python)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

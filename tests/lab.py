@@ -187,13 +187,16 @@ class Chapter:
         self.page.close()
 
     def save(self):
-        """Save the notebook, and read what was saved."""
-        path = self.lab.folder / "notebooks" / f"{self.name}.ipynb"
-        before = path.stat().st_mtime_ns
-        self.choose_from_menu("File", "Save Notebook")
-        while path.stat().st_mtime_ns == before:
-            self.page.wait_for_timeout(100)
-        return nbformat.read(path, as_version=4)
+        """Save the notebook, and read what was saved once the server has answered."""
+        name = f"{self.name}.ipynb"
+
+        def is_saved(response):
+            return response.request.method == "PUT" and name in response.url
+
+        with self.page.expect_response(is_saved) as saved:
+            self.choose_from_menu("File", "Save Notebook")
+        assert saved.value.ok
+        return nbformat.read(self.lab.folder / "notebooks" / name, as_version=4)
 
     def time(self, act):
         """Act, wait for what it leads to, and give the milliseconds from last press to status."""

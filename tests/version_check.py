@@ -8,10 +8,10 @@ can be. Torch for Linux brings CUDA, some gigabytes, from the registry.
 import argparse
 import os
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
+
+from environments import SETTINGS, make_environment, run
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = (
@@ -24,15 +24,8 @@ SHOWN = (
     "ipython",
     "ipykernel",
 )
-# What measures the style and the browser takes no part here.
+# The style is that of one version of ruff.
 LEFT_OUT = ("ruff",)
-SETTINGS = {
-    "COURSE_MODEL": "ioi-mini",
-    "COURSE_DEVICE": "cpu",
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TQDM_DISABLE": "1",
-}
 
 
 def requirements():
@@ -48,20 +41,6 @@ def at_lower_bound(requirement):
     return f"{name}=={version}"
 
 
-def run(*command, **options):
-    """Run a command, and end with its exit status if it fails."""
-    if code := subprocess.run([*map(str, command)], **options).returncode:
-        sys.exit(code)
-
-
-def make_environment(folder, needed):
-    run(sys.executable, "-m", "venv", "--clear", folder)
-    python = folder / "bin" / "python"
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    run(*pip, "--only-binary", ":all:", *needed)
-    return python
-
-
 def show_versions(python):
     code = f"import importlib.metadata as m; print(*(n + ' ' + m.version(n) for n in {SHOWN}))"
     run(python, "-c", f"import sys; print('Python', sys.version.split()[0]); {code}")
@@ -75,9 +54,9 @@ def main():
     needed = requirements()
     if given.age == "oldest":
         needed = [at_lower_bound(requirement) for requirement in needed]
-    python = make_environment(given.environment.resolve(), needed)
+    python = make_environment(given.environment, *needed)
     show_versions(python)
-    settings = os.environ | SETTINGS | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    settings = os.environ | SETTINGS | {"PYTHONPATH": str(ROOT)}
     pytest = [python, "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider"]
     run(*pytest, "--ignore", "tests/test_browser.py", cwd=ROOT, env=settings)
 
