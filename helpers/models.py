@@ -2,7 +2,9 @@
 
 import os
 import re
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 
 import torch
 import transformers
@@ -17,8 +19,8 @@ DEFAULT_MODEL = "ioi-mini"
 GPT2_REPOSITORY = "openai-community/gpt2"
 GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 MODEL_FILES = ["*.json", "*.txt", "*.safetensors"]
-# Connecting and answering may take this long each; the reader shall wait 3 seconds at most.
-HUB_TIMEOUT_SECONDS = 1.4
+# The reader shall wait 3 seconds at most.
+HUB_TIMEOUT_SECONDS = 2.5
 
 FAMILIES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2")
 # What the families call the parts that the course patches, and one name for all of them:
@@ -128,43 +130,70 @@ def fetch_from_hub(repository: str, revision: str | None = None) -> Path:
 
     Raises:
         ConnectionError: the model is not in the cache, and the hub does not give it.
-        FileNotFoundError: the repository holds no safetensors weights.
+        FileNotFoundError: there is no such repository, or it holds no safetensors weights.
     """
     download = {"revision": revision, "allow_patterns": MODEL_FILES}
     try:
         folder = Path(snapshot_download(repository, local_files_only=True, **download))
-        if has_weights(folder):
+        if is_complete(folder):
             return folder
     except LocalEntryNotFoundError:
         pass
-    check_hub(repository, revision)
-    folder = Path(snapshot_download(repository, **download))
-    if not has_weights(folder):
-        raise FileNotFoundError(
-            f"{repository!r} has no weights in the safetensors format: choose another model."
-        )
-    return folder
-
-
-def has_weights(folder: Path) -> bool:
-    """Tell whether a folder holds a model; a cache can hold a tokenizer alone."""
-    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
-
-
-def check_hub(repository: str, revision: str | None) -> None:
-    """Ask the hub once, briefly, for a model; otherwise a download takes long to fail."""
     try:
-        HfApi().model_info(repository, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
+        ask_hub(repository, revision)
+        folder = Path(snapshot_download(repository, **download))
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
             f"The Hugging Face hub has no model {repository!r} that is open to all: check the name."
         ) from error
     except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConnectionError(
             f"{repository!r} is not in this machine's cache and could not be had from the "
-            f"Hugging Face hub ({type(error).__name__}): go online and try again, or use "
+            f"Hugging Face hub ({reason}): go online and try again, or use "
             'load_model("ioi-mini"), which ships with the course.'
         ) from error
+    if not is_complete(folder):
+        raise FileNotFoundError(
+            f"{repository!r} has no weights in the safetensors format, or no tokenizer: choose a "
+            "model that has both."
+        )
+    return folder
+
+
+def is_complete(folder: Path) -> bool:
+    """Tell whether a folder holds a model; a cache can hold a tokenizer alone, or a part."""
+    tokenizers = ("tokenizer.json", "vocab.json")
+    return (
+        (folder / "config.json").is_file()
+        and any((folder / name).is_file() for name in tokenizers)
+        and any(folder.glob("*.safetensors"))
+    )
+
+
+def ask_hub(repository: str, revision: str | None) -> None:
+    """Ask the hub for a model, and give up soon; a download would take long to fail.
+
+    Time limits of a request do not cover looking up the hub's address, so the asking is done
+    beside, and left alone when its time is over.
+
+    Raises:
+        TimeoutError: there was no answer within `HUB_TIMEOUT_SECONDS`.
+    """
+    answer = Future()
+
+    def ask() -> None:
+        try:
+            info = HfApi().model_info(repository, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
+            answer.set_result(info)
+        except Exception as error:
+            answer.set_exception(error)
+
+    Thread(target=ask, daemon=True).start()
+    try:
+        answer.result(timeout=HUB_TIMEOUT_SECONDS)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {HUB_TIMEOUT_SECONDS} seconds") from None
 
 
 def check_family(folder: Path, name: str) -> None:

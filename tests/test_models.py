@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import threading
 import time
 
 import httpx
@@ -9,7 +10,7 @@ import pytest
 import torch
 from conftest import RANDOM_MODELS
 from huggingface_hub import HfApi
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig
 
 from helpers import models
@@ -93,9 +94,39 @@ def silent_hub(monkeypatch):
 @pytest.mark.usefixtures("silent_hub")
 def test_a_hub_that_does_not_answer_is_not_waited_for():
     started = time.perf_counter()
-    with pytest.raises(ConnectionError, match="go online"):
+    with pytest.raises(ConnectionError, match=r"no answer within 2\.5 seconds\): go online"):
         load_model("nobody/no-such-model")
     assert time.perf_counter() - started < 3
+
+
+def test_an_address_that_is_looked_up_for_long_is_not_waited_for(monkeypatch):
+    """Looking up an address has no time limit, as in a network without a way out."""
+    answered = threading.Event()
+
+    def look_up(*args, **options):
+        answered.wait(30)
+        raise socket.gaierror("name not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    started = time.perf_counter()
+    try:
+        with pytest.raises(ConnectionError, match=r"no answer within 2\.5 seconds\): go online"):
+            load_model("nobody/no-such-model")
+        assert time.perf_counter() - started < 3
+    finally:
+        answered.set()
+
+
+def test_a_download_that_breaks_off_says_what_to_do(monkeypatch):
+    def break_off(repository, local_files_only=False, **options):
+        if local_files_only:
+            raise LocalEntryNotFoundError("not in the cache")
+        raise httpx.ReadError("the connection was closed\nin the middle")
+
+    monkeypatch.setattr(models, "snapshot_download", break_off)
+    monkeypatch.setattr(HfApi, "model_info", lambda *args, **options: None)
+    with pytest.raises(ConnectionError, match=r"\(ReadError: the connection was closed\): go on"):
+        load_model("gpt2")
 
 
 @pytest.mark.usefixtures("silent_hub")
@@ -139,7 +170,10 @@ def test_gpt2_is_found_in_the_cache_at_its_pinned_revision(monkeypatch, random_f
     assert not any("bin" in pattern for pattern in options["allow_patterns"])
 
 
-def test_a_cache_with_a_tokenizer_alone_is_not_enough(monkeypatch, tmp_path, random_folder):
+@pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_cache_with_a_part_of_the_model_is_not_enough(
+    monkeypatch, tmp_path, random_folder, missing
+):
     downloads = []
 
     def snapshot(repository, local_files_only=False, **options):
@@ -148,13 +182,14 @@ def test_a_cache_with_a_tokenizer_alone_is_not_enough(monkeypatch, tmp_path, ran
         downloads.append(repository)
         return str(random_folder)
 
-    (tmp_path / "config.json").touch()
+    for file in {"config.json", "tokenizer.json", "model.safetensors"} - {missing}:
+        (tmp_path / file).touch()
     monkeypatch.setattr(models, "snapshot_download", snapshot)
     monkeypatch.setattr(HfApi, "model_info", lambda *args, **options: None)
     assert load_model("gpt2").config.n_layer == 3
     assert downloads == ["openai-community/gpt2"]
     monkeypatch.setattr(models, "snapshot_download", lambda *args, **options: str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="no weights in the safetensors format"):
+    with pytest.raises(FileNotFoundError, match="no weights in the safetensors format, or no tok"):
         load_model("gpt2")
 
 
