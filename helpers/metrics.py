@@ -114,7 +114,7 @@ def recovered(patched: torch.Tensor, clean: torch.Tensor, corrupted: torch.Tenso
         which = f"For pair {closest} the" if difference.numel() > 1 else "The"
         raise ValueError(
             f"{which} clean and corrupted runs differ by only {smallest:.4f}, less than "
-            f"{MIN_DIFFERENCE}: dividing by it would blow up noise. Choose pairs in which they "
-            "differ more, or report the metric itself (normalize=False in sweeps)."
+            f"{MIN_DIFFERENCE}: dividing by it would blow up noise. Choose pairs, or a model, with "
+            "a larger difference, or report the metric itself (normalize=False in sweeps)."
         )
     return scaled

@@ -491,7 +491,7 @@ class DirectionExplorer(Explorer):
     def draw(self) -> list[Axes]:
         """Draw all three grids as a static figure."""
         self.check_shown()
-        return heatmaps(self.shown)
+        return heatmaps(self.shown, label="share of the answer")
 
     def update(self) -> Generator[None, None, str]:
         """Show what the clean activation brings back, what the corrupted one costs, and both."""

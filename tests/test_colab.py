@@ -65,7 +65,7 @@ def test_does_nothing_where_the_course_is_installed(tmp_path, monkeypatch, run_f
 
 def test_finds_the_course_around_the_notebook(tmp_path, run_first_cell):
     course = make_course(tmp_path / "course")
-    assert run_first_cell(course / "notebooks") == (str(course), False)
+    assert run_first_cell(course / "notebooks") == (str(course), True)
 
 
 def test_finds_an_unpacked_course_beside_the_notebook(tmp_path, run_first_cell):
@@ -87,10 +87,16 @@ def test_clones_the_course_once(tmp_path, monkeypatch, run_first_cell):
     assert run_first_cell(alone) == (str(alone / "course"), True)
     monkeypatch.setenv("COURSE_REPO_URL", "file:///nowhere")
     assert run_first_cell(alone)[1]
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(FileNotFoundError, match="The course is not here"):
+        run_first_cell(other)
 
 
 def test_without_an_address_it_says_what_to_do(tmp_path, run_first_cell):
-    with pytest.raises(FileNotFoundError, match=r"COURSE_REPO_URL, or upload its zip file"):
+    with pytest.raises(
+        FileNotFoundError, match=r"not here: .*%env COURSE_REPO_URL=.*or upload its zip file"
+    ):
         run_first_cell(tmp_path)
 
 
@@ -116,8 +122,16 @@ def test_only_nnsight_is_installed_and_what_is_there_is_kept(monkeypatch):
     assert any(line.startswith("torch==2") for line in kept)
 
 
-def test_nothing_is_installed_where_nnsight_is(monkeypatch):
+def test_nothing_is_installed_where_nnsight_is(monkeypatch, tmp_path):
     monkeypatch.setattr(subprocess, "run", None)
+    monkeypatch.chdir(tmp_path)
+    colab.prepare()
+
+
+def test_nothing_is_installed_where_the_course_lies_around_the_notebook(monkeypatch):
+    monkeypatch.setattr(subprocess, "run", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.chdir(ROOT / "notebooks")
     colab.prepare()
 
 
