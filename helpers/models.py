@@ -13,9 +13,10 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from nnsight import TransformersModel
 from transformers import AutoConfig
 
-from helpers.shipped import DATA, check_shipped_files
+from helpers.shipped import CHECKSUMS, DATA, check_shipped_files
 
 DEFAULT_MODEL = "ioi-mini"
+MINI_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 GPT2_REPOSITORY = "openai-community/gpt2"
 GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 MODEL_FILES = ["*.json", "*.txt", "*.safetensors"]
@@ -106,16 +107,19 @@ def best_device() -> str:
 def find_model(name: str) -> Path:
     """Find the folder of a model, downloading it if it is on the hub and not in the cache.
 
-    A folder's name is taken from the current folder, or from that of the course.
+    A folder's name is taken from the current folder, or from that of the course. Files with sums
+    beside them, as ioi-mini's, are checked against these.
     """
     if name == "ioi-mini":
-        check_shipped_files(DATA / "ioi-mini")
+        check_shipped_files(DATA / "ioi-mini", *MINI_FILES)
         return DATA / "ioi-mini"
     if name == "gpt2":
         return fetch_from_hub(GPT2_REPOSITORY, GPT2_REVISION)
     path = Path(name).expanduser()
     for folder in (path, DATA.parent / path):
         if folder.is_dir():
+            if (folder / CHECKSUMS).is_file():
+                check_shipped_files(folder)
             return folder
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         raise FileNotFoundError(

@@ -1,6 +1,5 @@
 """Loading models: what is loaded, where from, and what is said when it cannot be."""
 
-import shutil
 import socket
 import threading
 import time
@@ -15,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig
 
 from helpers import models
 from helpers.models import load_model
-from helpers.shipped import DATA, check_shipped_files
+from helpers.shipped import DATA
 
 PROMPT = "After John and Mary went to the store, Mary gave a bottle of milk to"
 
@@ -217,47 +216,3 @@ def test_an_unknown_family_is_refused(tmp_path):
     OPTConfig(num_hidden_layers=1).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"is of the family 'opt'.*gpt2, gpt_neox, llama"):
         load_model(str(tmp_path))
-
-
-@pytest.fixture
-def copy_of_ioi_mini(tmp_path):
-    return shutil.copytree(DATA / "ioi-mini", tmp_path / "ioi-mini")
-
-
-def test_shipped_files_are_as_committed(copy_of_ioi_mini):
-    check_shipped_files(copy_of_ioi_mini)
-    listed = {line.split()[1] for line in (copy_of_ioi_mini / "SHA256SUMS").open()}
-    assert listed == {file.name for file in copy_of_ioi_mini.iterdir()} - {"SHA256SUMS"}
-
-
-@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_a_damaged_file_is_named(copy_of_ioi_mini, file):
-    path = copy_of_ioi_mini / file
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{file} is not the file that ships.*git checkout"):
-        check_shipped_files(copy_of_ioi_mini)
-    path.unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{file} is missing: restore it"):
-        check_shipped_files(copy_of_ioi_mini)
-
-
-def test_a_git_lfs_pointer_is_told_apart(copy_of_ioi_mini):
-    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5575888\n"
-    (copy_of_ioi_mini / "model.safetensors").write_text(pointer)
-    with pytest.raises(ValueError, match=r"model\.safetensors is a Git LFS pointer.*git lfs pull"):
-        check_shipped_files(copy_of_ioi_mini)
-
-
-def test_without_the_sums_nothing_is_loaded(copy_of_ioi_mini):
-    (copy_of_ioi_mini / "SHA256SUMS").unlink()
-    with pytest.raises(FileNotFoundError, match="SHA256SUMS is missing: restore it"):
-        check_shipped_files(copy_of_ioi_mini)
-
-
-def test_load_model_checks_the_shipped_files(copy_of_ioi_mini, monkeypatch):
-    (copy_of_ioi_mini / "config.json").unlink()
-    monkeypatch.setattr(models, "DATA", copy_of_ioi_mini.parent)
-    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
-        load_model("ioi-mini")

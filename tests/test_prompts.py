@@ -64,6 +64,9 @@ def test_a_changed_file_is_not_read(tmp_path, monkeypatch):
         (tmp_path / "prompts.csv").write_bytes(damaged)
         with pytest.raises(ValueError, match=r"prompts\.csv is not the file that ships.*restore"):
             load_pairs()
+    (tmp_path / "prompts.csv").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid 0\n")
+    with pytest.raises(ValueError, match=r"prompts\.csv is a Git LFS pointer.*git lfs pull"):
+        load_pairs()
     (tmp_path / "prompts.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"prompts\.csv is missing"):
         load_pairs()
