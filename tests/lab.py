@@ -173,8 +173,10 @@ class Chapter:
     def run_all(self):
         self.choose_from_menu("Run", "Run All Cells")
         self.page.wait_for_function(
-            """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]
-            .every(prompt => /\\d/.test(prompt.textContent))""",
+            # The first cell is collapsed, and shows no number.
+            """() => [...document.querySelectorAll(
+              '.jp-CodeCell .jp-InputPrompt:not(.jp-Placeholder-prompt)'
+            )].every(prompt => /\\d/.test(prompt.textContent))""",
             timeout=200_000,
         )
         self.wait_until_idle()
