@@ -180,6 +180,16 @@ class Chapter:
             timeout=200_000,
         )
         self.wait_until_idle()
+        self.scroll_to_explorer()
+
+    def scroll_to_explorer(self):
+        """Scroll up from the end; JupyterLab 4.4 takes cells that are far off out of the page."""
+        self.page.locator(".jp-WindowedPanel-outer").hover()
+        for _ in range(50):
+            if self.explorer.is_visible():
+                break
+            self.page.mouse.wheel(0, -200)
+            self.page.wait_for_timeout(100)
         self.explorer.scroll_into_view_if_needed()
 
     def close(self):

@@ -1,8 +1,8 @@
 """The course with the oldest or the newest allowed versions: `make oldest`, `make newest`.
 
-Makes an environment and runs every notebook and all tests but those in the browser in it. The
-oldest versions are the lower bounds of pyproject.toml; what these need in turn is as new as it
-can be. Torch for Linux brings CUDA, some gigabytes, from the registry.
+Makes an environment and runs every notebook and all tests in it. The oldest versions are the lower
+bounds of pyproject.toml; what these need in turn is as new as it can be. Torch for Linux brings
+CUDA, some gigabytes.
 """
 
 import argparse
@@ -20,6 +20,7 @@ SHOWN = (
     "transformers",
     "numpy",
     "pandas",
+    "jupyterlab",
     "ipywidgets",
     "ipython",
     "ipykernel",
@@ -58,7 +59,7 @@ def main():
     show_versions(python)
     settings = os.environ | SETTINGS | {"PYTHONPATH": str(ROOT)}
     pytest = [python, "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider"]
-    run(*pytest, "--ignore", "tests/test_browser.py", cwd=ROOT, env=settings)
+    run(*pytest, cwd=ROOT, env=settings)
 
 
 if __name__ == "__main__":
