@@ -9,6 +9,7 @@ The same comes out of less work, and each step says at its place why nothing is 
 - Only the last position is unembedded, for many rows at once (`measure_waiting`).
 """
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,16 @@ import nnsight
 import numpy as np
 import torch
 from nnsight import TransformersModel
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, GPT2LMHeadModel
 
 from helpers.prompts import TokenizedPairs
 
 Result = TypeVar("Result")
 
 MEMORY_FOR_BATCHES = 200_000_000
+# What models call keys and values that are given to them: `cache` from transformers 5.24 on.
+TAKES_CACHE = "cache" in inspect.signature(GPT2LMHeadModel.forward).parameters
+CACHE = "cache" if TAKES_CACHE else "past_key_values"
 
 Metric = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -253,13 +257,13 @@ class Sweep:
         hidden = self.base.resume[lowest][pairs, start:]
         masks = self.stack_masks(rows, start)
         donors = {layer: self.donor.site[layer][pairs, start:] for layer in masks}
-        cache = first_positions(self.base.cache, pairs, start)
-        with (
-            torch.no_grad(),
-            self.model.trace(
-                self.ids[pairs, start:], past_key_values=cache, logits_to_keep=1
-            ) as tracer,
-        ):
+        options = {
+            CACHE: first_positions(self.base.cache, pairs, start),
+            # nnsight would add a mask that leaves the cache out.
+            "attention_mask": torch.ones_like(self.ids[pairs]),
+            "logits_to_keep": 1,
+        }
+        with torch.no_grad(), self.model.trace(self.ids[pairs, start:], **options) as tracer:
             for block in self.model.blocks[: lowest + self.patches_output]:
                 block.skip(hidden)
             for layer, mask in masks.items():
@@ -322,7 +326,7 @@ def run_and_save(model: TransformersModel, ids: torch.Tensor, site: str) -> Run:
                 resume.append(block.input)
             activations.append(SITES[site](block))
         output = model.output.save()
-    return Run(output.logits[:, -1], resume or activations, activations, output.past_key_values)
+    return Run(output.logits[:, -1], resume or activations, activations, output[CACHE])
 
 
 def run_with(

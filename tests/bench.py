@@ -29,6 +29,7 @@ from nnsight import TransformersModel
 from reference import activation, hook, last_logits, overwrite, part_of
 from transformers import AutoTokenizer, DynamicCache, GPT2Config, GPT2LMHeadModel
 
+from helpers.engine import CACHE
 from helpers.models import DATA, NAMES_OF_PARTS, load_model
 from helpers.patching import patch_heads, patch_positions
 from helpers.playground import Playground
@@ -153,7 +154,7 @@ class Experiment:
         output = self.network(ids, use_cache=True, logits_to_keep=1)
         for handle in handles:
             handle.remove()
-        return kept, streams, output.past_key_values, output.logits[0, -1]
+        return kept, streams, output[CACHE], output.logits[0, -1]
 
     def bound_resume(self, layer, start, donors, activations, streams):
         """Give the stream after the patched block from `start` on, with one row for each cell."""
@@ -181,7 +182,7 @@ class Experiment:
             copy.update(keys, values, number)
         mask = torch.ones(length, start + length, dtype=torch.bool).tril(start)[None, None]
         for block in self.network.transformer.h[lowest:]:
-            hidden = block(hidden, past_key_values=copy, attention_mask=mask)
+            hidden = block(hidden, attention_mask=mask, **{CACHE: copy})
         return hidden[:, -1]
 
 
