@@ -40,7 +40,7 @@ def save_tokenizer(folder):
     """Write the files that GPT-2's repository has for its tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     ids = {token: number for number, token in enumerate(vocabulary())}
-    (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
+    (folder / "vocab.json").write_text(json.dumps(ids))
     (folder / "merges.txt").write_bytes(MERGES.read_bytes())
     special = {"bos_token": END, "eos_token": END, "unk_token": END}
     settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024} | special

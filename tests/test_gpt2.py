@@ -11,14 +11,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from helpers.models import DATA, load_model
 from helpers.patching import patch_heads, patch_layers, patch_positions
 from helpers.prompts import load_pairs, token_labels
+from helpers.shipped import sum_of
 from helpers.widgets import PositionExplorer
 
 PAIRS = load_pairs(kind="swap")[:2]
+# sha256 sums of OpenAI's files, as tiktoken checks them:
+# https://github.com/openai/tiktoken/blob/main/tiktoken_ext/openai_public.py
+SUMS = {
+    "merges.txt": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "vocab.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
 
 
 def load_stand_in(tmp_path_factory, make):
@@ -42,6 +48,11 @@ def test_has_the_shape_and_the_tokenizer_of_gpt2_small(stand_in):
     assert stand_in.tokenizer.encode(" Mary John") == [5335, 1757]
     assert stand_in.tokenizer.encode("<|endoftext|>") == [50256]
     assert len(gpt2.vocabulary()) == len(set(gpt2.vocabulary())) == 50257
+
+
+def test_tokenizer_has_the_files_that_openai_published(tmp_path):
+    gpt2.save_tokenizer(tmp_path)
+    assert {name: sum_of((tmp_path / name).read_bytes()) for name in SUMS} == SUMS
 
 
 def test_answers_what_ioi_mini_answers(stand_in, model):
@@ -154,11 +165,3 @@ def test_the_reference_prints_its_table(published, stand_in, monkeypatch, capsys
     with pytest.raises(SystemExit, match=r"values are further than 0\.02"):
         gpt2_reference.main()
     assert "without the token" in capsys.readouterr().out
-
-
-def test_tokenizer_is_the_hubs_where_that_is_at_hand(stand_in):
-    try:
-        original = AutoTokenizer.from_pretrained("openai-community/gpt2", local_files_only=True)
-    except OSError:
-        pytest.skip("GPT-2's tokenizer is not in the hub's cache")
-    assert original.get_vocab() == stand_in.tokenizer.get_vocab()

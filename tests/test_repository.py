@@ -91,10 +91,34 @@ def test_commands_in_the_documents_exist():
 
 
 def test_ci_calls_the_test_command():
-    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    ci = (ROOT / ".ci" / "run").read_text()
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
-    for job in workflow["jobs"].values():
-        assert "make test" in [step.get("run") for step in job["steps"]]
+    pinned, elsewhere = workflow["jobs"]["pinned"], workflow["jobs"]["elsewhere"]
+    assert "make test" in ci
+    assert "make test" in [step.get("run") for step in pinned["steps"]]
+    for run in elsewhere["strategy"]["matrix"]["include"]:
+        assert f"make {run['target']}" in ci
+
+
+def read_table(path, heading):
+    """Read the table below a heading as a list of rows."""
+    section = path.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip().strip("`") for cell in row] for row in rows]
+
+
+def test_table_of_versions_says_what_the_checks_install():
+    header, _, *rows = read_table(ROOT / "CONTRIBUTING.md", "Versions")
+    assert header[1:] == ["make test", "make oldest", "make newest", "make colab-check"]
+    pinned = {r.name: str(r.specifier) for r in constraints()}
+    lowest = {r.name: str(r.specifier) for r in map(Requirement, settings()["dependencies"])}
+    lines = (ROOT / "tests" / "colab.txt").read_text().splitlines()
+    on_colab = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    on_colab = {r.name: str(r.specifier) for r in on_colab if "<" not in str(r.marker)}
+    for name, now, oldest, _, colab in rows[1:]:
+        assert pinned[name] == f"=={now}"
+        assert f">={oldest}" in lowest[name].split(",")
+        assert on_colab.get(name, pinned[name] if name == "nnsight" else "==none") == f"=={colab}"
 
 
 def test_readme_lists_the_chapters():
