@@ -38,6 +38,7 @@ NAMES_OF_PARTS = {
     "transformer.ln_f": "final_norm",
     "gpt_neox.final_layer_norm": "final_norm",
     "model.norm": "final_norm",
+    "embed_out": "lm_head",
 }
 
 transformers.utils.logging.disable_progress_bar()

@@ -70,7 +70,8 @@ def test_direct_effects_and_the_rest_sum_to_the_logit_difference(any_model, pair
     ids, (answer,), (foil,) = encode(pair.clean), encode(pair.answer), encode(pair.foil)
     norm = any_model.final_norm._module
     with torch.no_grad():
-        direction = network.lm_head.weight[answer] - network.lm_head.weight[foil]
+        unembedding = network.get_output_embeddings().weight
+        direction = unembedding[answer] - unembedding[foil]
         final = activation(network, ids, (norm, True))[0, -1]
         if isinstance(norm, torch.nn.LayerNorm):
             scale = (final.var(correction=0) + norm.eps).sqrt()
