@@ -46,7 +46,7 @@ from helpers.patching import (
     plan_positions,
     predictions,
 )
-from helpers.plots import find_limit, heatmap, heatmaps, layer_lines, strongest
+from helpers.plots import find_limit, heatmap, heatmaps, layer_lines
 from helpers.prompts import PromptPair, differing_positions, token_labels, tokenize_pairs
 
 # A change that comes within this time of another replaces it, so that no stale work is done.
@@ -273,8 +273,7 @@ class Explorer(w.VBox):
         except ValueError:
             return [(0, head) for head in range(count)]
         self.keep(self.key("denoise", "z", ("position", None)), table)
-        heads = strongest(table, count)
-        return [*zip(heads["layer"].tolist(), heads["head"].tolist(), strict=True)]
+        return [(int(layer), int(head)) for layer, head in table.stack().nlargest(count).index]
 
     def key(self, direction: str, site: str, *details: Hashable) -> Hashable:
         """Name a table of the pair, to find it among those kept."""

@@ -149,9 +149,10 @@ def test_heads(model, pair, direction):
     assert len(rows) == by_position.shape[1]
 
 
-def test_the_first_head_shown_is_the_strongest(model, pair):
-    table = patch_heads(model, pair).abs()
-    layer, head = HeadExplorer(model).grid.value
+@pytest.mark.parametrize("any_model", ["ioi-mini", "gpt2", "llama"], indirect=True)
+def test_the_first_head_shown_recovers_most(any_model, pair):
+    table = patch_heads(any_model, pair)
+    layer, head = HeadExplorer(any_model).grid.value
     assert table.iat[layer, head] == table.max(axis=None)
 
 
