@@ -152,6 +152,7 @@ class Grid(w.VBox):
     def __init__(self, value: tuple[int, int] = (0, 0)) -> None:
         self.table, self.centre = pd.DataFrame(), 0.0
         self.header, self.box = w.HTML(), w.GridBox()
+        self.layout_of_cells = w.Layout(width="auto")
         self.cells: dict[tuple[int, int], w.Button] = {}
         self.labels: dict[int, w.HTML] = {}
         super().__init__([self.header, self.box])
@@ -212,7 +213,7 @@ class Grid(w.VBox):
     def cell(self, row: int, column: int) -> w.Button:
         """Give the button of a cell, made when it is first needed."""
         if (row, column) not in self.cells:
-            cell = w.Button(layout=w.Layout(width="auto"))
+            cell = w.Button(layout=self.layout_of_cells)
             cell.add_class("patching-cell")
             cell.on_click(lambda _: self.choose((row, column)))
             self.cells[row, column] = cell
@@ -231,11 +232,13 @@ class Grid(w.VBox):
             cell = self.cells[row, column]
             colour, dark = colours[row][column]
             cell.style.button_color = colour
-            (cell.add_class if dark else cell.remove_class)("patching-dark")
-            cell.description = decimal(value) if self.numbers else ""
-            cell.tooltip = (
-                f"{rows.name} {rows[row]}, {columns.name} {columns[column]}: {decimal(value)}"
-            )
+            # One message to the browser instead of three: there may be hundreds of cells.
+            with cell.hold_sync():
+                (cell.add_class if dark else cell.remove_class)("patching-dark")
+                cell.description = decimal(value) if self.numbers else ""
+                cell.tooltip = (
+                    f"{rows.name} {rows[row]}, {columns.name} {columns[column]}: {decimal(value)}"
+                )
 
     def mark(self, _: object = None) -> None:
         """Outline the chosen cell."""
