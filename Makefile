@@ -65,8 +65,8 @@ reference: $(INSTALLED)
 oldest newest:
 	$(PYTHON) tests/version_check.py $@ .venv-$@
 
-publish: $(INSTALLED)
-	$(VENV)/bin/python -m helpers.publish "$(REPO)"
+publish:
+	$(PYTHON) -m helpers.publish "$(REPO)"
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check --no-cache .

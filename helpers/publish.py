@@ -5,10 +5,10 @@ the notebooks and the README. Outputs stay as they are. It can be run again with
 """
 
 import argparse
+import json
 import re
 from pathlib import Path
-
-import nbformat
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 GITHUB = re.compile(r"https://github\.com/([\w.-]+)/([\w.-]+?)(?:\.git)?/?")
@@ -17,28 +17,53 @@ BADGE = re.compile(r" ?\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)")
 IMAGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
 
-def publish(root: Path, address: str) -> None:
+def publish(root: Path, address: str) -> list[Path]:
     """Write an address and badges into the course that lies in the folder `root`.
 
+    Returns:
+        The files that were written.
+
     Raises:
-        ValueError: the address is not that of a GitHub repository.
+        ValueError: the address is not that of a GitHub repository, or a notebook has no place
+            for it; then nothing is written.
     """
     owner, name = read_address(address)
     repository = f"{owner}/{name}"
-    for path in sorted((root / "notebooks").glob("*.ipynb")):
-        notebook = nbformat.read(path, as_version=4)
-        title, code = notebook.cells[0], first_code_cell(notebook)
-        title.source = with_badge(title.source, badge(repository, path.name))
-        code.source = ADDRESS.sub(rf'\g<1>"https://github.com/{repository}"', code.source)
-        nbformat.write(notebook, path)
     readme = root / "README.md"
-    readme.write_text(with_badges(readme.read_text(), repository))
+    texts = {readme: with_badges(readme.read_text(encoding="utf-8"), repository)}
+    for path in sorted((root / "notebooks").glob("*.ipynb")):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        set_address(notebook, repository, path.name)
+        texts[path] = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8", newline="\n")
+    return [*texts]
+
+
+def set_address(notebook: dict[str, Any], repository: str, name: str) -> None:
+    """Write the address and the badge into a notebook, as it is stored in its file."""
+    title, code = notebook["cells"][0], first_code_cell(notebook)
+    title["source"] = in_lines(with_badge("".join(title["source"]), badge(repository, name)))
+    source, found = ADDRESS.subn(
+        rf'\g<1>"https://github.com/{repository}"', "".join(code["source"])
+    )
+    if found != 1:
+        raise ValueError(
+            f"{name}: the first code cell has no line `COURSE_REPO_URL = os.environ.get(...)` for "
+            f"the address; restore it with `git checkout -- notebooks/{name}` and try again."
+        )
+    code["source"] = in_lines(source)
+
+
+def in_lines(text: str) -> list[str]:
+    """Cut a text as notebooks store it."""
+    return text.splitlines(keepends=True)
 
 
 def read_address(address: str) -> tuple[str, str]:
     """Take owner and name out of the address of a repository on GitHub."""
     found = GITHUB.fullmatch(address.strip())
-    if not found:
+    if not found or found[2] in (".", "..") or found.groups() == ("OWNER", "NAME"):
         raise ValueError(
             f"{address!r} is not the address of a repository on GitHub, from where Colab opens "
             "notebooks: give one like https://github.com/OWNER/NAME."
@@ -46,9 +71,9 @@ def read_address(address: str) -> tuple[str, str]:
     return found[1], found[2]
 
 
-def first_code_cell(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def first_code_cell(notebook: dict[str, Any]) -> dict[str, Any]:
     """Give the cell that gets the course."""
-    return next(cell for cell in notebook.cells if cell.cell_type == "code")
+    return next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
 
 
 def badge(repository: str, notebook: str) -> str:
@@ -75,10 +100,15 @@ def main() -> None:
     """Publish the course that this file belongs to."""
     parser = argparse.ArgumentParser(prog="helpers.publish", description=__doc__.split("\n")[0])
     parser.add_argument("address", help="https://github.com/OWNER/NAME")
+    address = parser.parse_args().address
     try:
-        publish(ROOT, parser.parse_args().address)
+        written = publish(ROOT, address)
     except ValueError as error:
         parser.error(str(error))
+    print(
+        f"{len(written)} files point to {address} now. Commit and push them; for Colab the "
+        "repository must be public, and its branch called main."
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 `make colab-check` runs the whole way in an environment like Colab's; here are its parts.
 """
 
+import importlib.machinery
 import importlib.util
 import shutil
 import subprocess
@@ -54,12 +55,14 @@ def run_first_cell(monkeypatch, tmp_path):
 def make_course(folder):
     (folder / "helpers").mkdir(parents=True)
     (folder / "helpers" / "__init__.py").touch()
+    (folder / "helpers" / "colab.py").touch()
     (folder / "notebooks").mkdir()
     return folder
 
 
 def test_does_nothing_where_the_course_is_installed(tmp_path, monkeypatch, run_first_cell):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    installed = importlib.machinery.ModuleSpec("helpers", None, origin="helpers/__init__.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: installed)
     assert run_first_cell(tmp_path) == (None, False)
 
 
@@ -70,6 +73,15 @@ def test_finds_the_course_around_the_notebook(tmp_path, run_first_cell):
 
 def test_finds_an_unpacked_course_beside_the_notebook(tmp_path, run_first_cell):
     course = make_course(tmp_path / "course-main")
+    assert run_first_cell(tmp_path) == (str(course), True)
+
+
+def test_another_folder_of_that_name_is_not_the_course(tmp_path, monkeypatch, run_first_cell):
+    (tmp_path / "helpers").mkdir()
+    (tmp_path / "other" / "helpers").mkdir(parents=True)
+    course = make_course(tmp_path / "unpacked")
+    folder = importlib.machinery.ModuleSpec("helpers", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: folder)
     assert run_first_cell(tmp_path) == (str(course), True)
 
 
@@ -89,14 +101,12 @@ def test_clones_the_course_once(tmp_path, monkeypatch, run_first_cell):
     assert run_first_cell(alone)[1]
     other = tmp_path / "other"
     other.mkdir()
-    with pytest.raises(FileNotFoundError, match="The course is not here"):
+    with pytest.raises(FileNotFoundError, match="neither here nor at file:///nowhere"):
         run_first_cell(other)
 
 
 def test_without_an_address_it_says_what_to_do(tmp_path, run_first_cell):
-    with pytest.raises(
-        FileNotFoundError, match=r"not here: .*%env COURSE_REPO_URL=.*or upload its zip file"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"neither here nor at an address.*%env COURSE_REP"):
         run_first_cell(tmp_path)
 
 
@@ -175,6 +185,15 @@ def test_publishing_sets_address_and_badges(course):
             assert page in (course / "README.md").read_text()
 
 
+def test_a_first_cell_that_was_changed_by_hand_is_not_passed_over(course):
+    path = course / "notebooks" / PATHS[1].name
+    path.write_text(path.read_text().replace("os.environ.get(", "str("))
+    before = read_all(course)
+    with pytest.raises(ValueError, match=rf"{PATHS[1].name}: .*no line `COURSE_REPO_URL = os"):
+        publish(course, ADDRESS)
+    assert read_all(course) == before
+
+
 def test_publishing_twice_is_publishing_once(course):
     publish(course, ADDRESS)
     once = read_all(course)
@@ -199,7 +218,15 @@ def test_publishing_leaves_all_else_alone(course):
 
 
 @pytest.mark.parametrize(
-    "address", ["", "github.com/a/b", "https://example.org/a/b", "https://github.com/a"]
+    "address",
+    [
+        "",
+        "github.com/a/b",
+        "https://example.org/a/b",
+        "https://github.com/a",
+        "https://github.com/a/..",
+        "https://github.com/OWNER/NAME",
+    ],
 )
 def test_only_addresses_that_colab_can_open_are_taken(course, address):
     before = read_all(course)
