@@ -13,13 +13,12 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from nnsight import TransformersModel
 from transformers import AutoConfig
 
-from helpers.shipped import CHECKSUMS, DATA, check_shipped_files
+from helpers.shipped import CHECKSUMS, DATA, MINI_FILES, check_shipped_files
 
 DEFAULT_MODEL = "ioi-mini"
-MINI_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 GPT2_REPOSITORY = "openai-community/gpt2"
 GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
-MODEL_FILES = ["*.json", "*.txt", "*.safetensors"]
+HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
 # The reader shall wait 3 seconds at most.
 HUB_TIMEOUT_SECONDS = 2.5
 
@@ -55,7 +54,8 @@ def load_model(name: str | None = None, *, device: str | None = None) -> Transfo
         name: `"ioi-mini"` (ships with the course), `"gpt2"` (GPT-2 small), any repository
             name on the Hugging Face hub, or a folder. Without a name, the environment
             variable `COURSE_MODEL` decides, and without that, `"ioi-mini"`. If the variable
-            names a model that cannot be had now, this is said and `"ioi-mini"` is loaded.
+            names a model that is not in the cache while the hub cannot be reached, this is said
+            and `"ioi-mini"` is loaded.
         device: where the weights go, such as `"cpu"` or `"cuda"`. Without one, the environment
             variable `COURSE_DEVICE` decides, and without that: CUDA if it is there, else
             Apple's MPS, else the CPU.
@@ -65,15 +65,18 @@ def load_model(name: str | None = None, *, device: str | None = None) -> Transfo
             incomplete.
         ConnectionError: the hub cannot be reached and its cache does not hold the model that
             was asked for by `name`.
-        ValueError: the shipped files are damaged, or the model's family is not known.
+        ValueError: the shipped files are damaged, the model's family is not known, or there is
+            no such device.
     """
+    device = device or best_device()
+    check_device(device)
     name, folder = (name, find_model(name)) if name else find_default()
     check_family(folder, name)
     model = TransformersModel(
         str(folder),
         task="text-generation",
         device_map=None,
-        device=device or best_device(),
+        device=device,
         dtype=torch.float32,
         dispatch=True,
         rename=NAMES_OF_PARTS,
@@ -84,15 +87,11 @@ def load_model(name: str | None = None, *, device: str | None = None) -> Transfo
 
 def find_default() -> tuple[str, Path]:
     """Find the model of `COURSE_MODEL`, or ioi-mini if none is named or it cannot be had now."""
-    name = os.environ.get("COURSE_MODEL") or DEFAULT_MODEL
+    name = os.environ.get("COURSE_MODEL", "").strip() or DEFAULT_MODEL
     try:
         return name, find_model(name)
-    except ConnectionError:
-        print(
-            f"COURSE_MODEL asks for {name!r}, which is not in this machine's cache, and the "
-            f"Hugging Face hub cannot be reached. So this is {DEFAULT_MODEL}, the model that "
-            "ships with the course."
-        )
+    except ConnectionError as error:
+        print(f"COURSE_MODEL asks for {name!r}, but {error} So this is {DEFAULT_MODEL}.")
         return DEFAULT_MODEL, find_model(DEFAULT_MODEL)
 
 
@@ -103,6 +102,20 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def check_device(device: str) -> None:
+    """Raise a `ValueError` unless something can be put on this device."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = {"cpu": True, "cuda": torch.cuda.is_available()}
+        there["mps"] = torch.backends.mps.is_available()
+        raise ValueError(
+            f"There is no device {device!r} here; choose one of "
+            f"{', '.join(name for name, is_there in there.items() if is_there)} (the environment "
+            "variable COURSE_DEVICE, or load_model(device=...))."
+        ) from error
 
 
 def find_model(name: str) -> Path:
@@ -119,6 +132,13 @@ def find_model(name: str) -> Path:
     path = Path(name).expanduser()
     for folder in (path, DATA.parent / path):
         if folder.is_dir():
+            if folder.resolve() == DATA / "ioi-mini":
+                return find_model("ioi-mini")
+            if not is_complete(folder):
+                raise FileNotFoundError(
+                    f"The folder {folder} holds no model: config.json, a tokenizer and weights in "
+                    "the safetensors format are needed."
+                )
             if (folder / CHECKSUMS).is_file():
                 check_shipped_files(folder)
             return folder
@@ -137,7 +157,7 @@ def fetch_from_hub(repository: str, revision: str | None = None) -> Path:
         ConnectionError: the model is not in the cache, and the hub does not give it.
         FileNotFoundError: there is no such repository, or it holds no safetensors weights.
     """
-    download = {"revision": revision, "allow_patterns": MODEL_FILES}
+    download = {"revision": revision, "allow_patterns": HUB_FILES}
     try:
         folder = Path(snapshot_download(repository, local_files_only=True, **download))
         if is_complete(folder):

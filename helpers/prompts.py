@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from helpers.shipped import DATA, check_shipped_files
+from helpers.shipped import DATA, DATA_FILES, check_shipped_files
 
 PROMPT_FILE = DATA / "prompts.csv"
 
@@ -70,7 +70,7 @@ def load_pairs(
         FileNotFoundError: the file is missing.
         ValueError: there are no such pairs, or the file is not as it was committed.
     """
-    check_shipped_files(PROMPT_FILE.parent, PROMPT_FILE.name)
+    check_shipped_files(PROMPT_FILE.parent, *DATA_FILES)
     with PROMPT_FILE.open(newline="", encoding="utf-8") as file:
         pairs = [PromptPair(**row) for row in csv.DictReader(file)]
     for field, wanted in (("kind", kind), ("order", order), ("template", template)):

@@ -15,7 +15,7 @@ import torch
 from helpers.models import load_model
 from helpers.patching import patch_heads, patch_positions
 from helpers.prompts import PromptPair, differing_positions
-from helpers.shipped import DATA, check_shipped_files
+from helpers.shipped import DATA, DATA_FILES, check_shipped_files
 
 TOLERANCE = 0.02
 BEGINNING = "<|endoftext|>"
@@ -66,7 +66,7 @@ def find_misses(table):
 
 
 def main():
-    check_shipped_files(DATA, "gpt2_patching.csv", "gpt2_prompts.csv")
+    check_shipped_files(DATA, *DATA_FILES)
     published = pd.read_csv(DATA / "gpt2_patching.csv")
     model = load_model("gpt2")
     pairs = read_pairs()

@@ -51,6 +51,19 @@ def test_environment_changes_the_default(monkeypatch, random_folder):
     assert load_model("ioi-mini").config.n_layer == 6
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_an_error(monkeypatch, device):
+    monkeypatch.setenv("COURSE_DEVICE", device)
+    with pytest.raises(ValueError, match=rf"no device '{device}' here; choose one of cpu"):
+        load_model()
+
+
+def test_a_folder_without_a_model_is_an_error(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"holds no model: config\.json, a tokenizer"):
+        load_model(str(tmp_path))
+
+
 def test_best_device_prefers_cuda_then_mps(monkeypatch):
     monkeypatch.delenv("COURSE_DEVICE", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -135,7 +148,8 @@ def test_a_model_of_the_environment_that_cannot_be_had_is_replaced_and_this_is_s
     monkeypatch.setenv("COURSE_MODEL", "nobody/no-such-model")
     assert load_model().config.n_layer == 6
     printed = capsys.readouterr().out
-    assert "asks for 'nobody/no-such-model'" in printed
+    assert "asks for 'nobody/no-such-model', but " in printed
+    assert "(TimeoutError: no answer within" in printed or "(ReadTimeout" in printed
     assert "So this is ioi-mini" in printed
     with pytest.raises(ConnectionError):
         load_model("nobody/no-such-model")
@@ -214,5 +228,7 @@ def test_parts_have_one_name_in_every_family(load_random, name):
 
 def test_an_unknown_family_is_refused(tmp_path):
     OPTConfig(num_hidden_layers=1).save_pretrained(tmp_path)
+    for file in ("tokenizer.json", "model.safetensors"):
+        (tmp_path / file).touch()
     with pytest.raises(ValueError, match=r"is of the family 'opt'.*gpt2, gpt_neox, llama"):
         load_model(str(tmp_path))

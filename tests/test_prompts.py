@@ -73,7 +73,8 @@ def test_a_changed_file_is_not_read(tmp_path, monkeypatch):
 
 
 def test_a_wanted_change_gets_new_sums(tmp_path, monkeypatch):
-    shutil.copy(PROMPT_FILE, tmp_path)
+    for file in PROMPT_FILE.parent.glob("*.csv"):
+        shutil.copy(file, tmp_path)
     monkeypatch.setattr(prompts, "PROMPT_FILE", tmp_path / "prompts.csv")
     lines = PROMPT_FILE.read_text().splitlines(keepends=True)
     (tmp_path / "prompts.csv").write_text("".join(lines[:11]))
