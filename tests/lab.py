@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
 import pytest
 from conftest import ROOT
+from packaging.version import Version
 
 ARTEFACTS = ROOT / "artifacts" / "browser"
 BROWSERS = (
@@ -84,6 +86,11 @@ def settings(folder):
     news = Path(home["JUPYTERLAB_SETTINGS_DIR"], "@jupyterlab", "apputils-extension")
     news.mkdir(parents=True)
     (news / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
+    if Version(version("jupyterlab")) < Version("4.6"):
+        # Older ones take cells that are far off out of the page, where nothing can look at them.
+        cells = news.parent / "notebook-extension"
+        cells.mkdir()
+        (cells / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
     return home | {"BROWSER": "true"}
 
 
@@ -180,16 +187,6 @@ class Chapter:
             timeout=200_000,
         )
         self.wait_until_idle()
-        self.scroll_to_explorer()
-
-    def scroll_to_explorer(self):
-        """Scroll up from the end; JupyterLab 4.4 takes cells that are far off out of the page."""
-        self.page.locator(".jp-WindowedPanel-outer").hover()
-        for _ in range(50):
-            if self.explorer.is_visible():
-                break
-            self.page.mouse.wheel(0, -200)
-            self.page.wait_for_timeout(100)
         self.explorer.scroll_into_view_if_needed()
 
     def close(self):
