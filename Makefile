@@ -1,4 +1,4 @@
-# Every target makes .venv itself if it is missing or older than what it is made from.
+# Targets that need .venv make it if it is missing or older than what it is made from.
 # PYTHON chooses the interpreter (3.11 or newer): make test PYTHON=python3.12
 
 PYTHON ?= python3

@@ -209,8 +209,9 @@ def ask_hub(repository: str, revision: str | None) -> None:
 
     def ask() -> None:
         try:
-            info = HfApi().model_info(repository, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
-            answer.set_result(info)
+            # Longer than it is waited for, so that what the reader is told does not hang on chance.
+            timeout = 2 * HUB_TIMEOUT_SECONDS
+            answer.set_result(HfApi().model_info(repository, revision=revision, timeout=timeout))
         except Exception as error:
             answer.set_exception(error)
 
